@@ -1,0 +1,287 @@
+"""Memory objects: sealed memfds, and the knowledge of whether anybody still holds one.
+
+A `Memory` owns exactly one open file description of its memfd and never gives it away: whoever is
+to map the memory gets a description of his own (`Memory.open`). So the write-lease probe of
+`Memory.held` can tell, without looking into anybody's /proc, whether one of those lives on in an
+fd, a mapping, a message in flight or a fork heir (fcntl_locking(2), F_SETLEASE).
+
+The memory is never mapped here: a page that the kernel cannot supply is an error code to
+pread(2) and pwrite(2), but SIGBUS to whoever maps it.
+"""
+
+import errno
+import fcntl
+import os
+import signal
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from dataspace.errors import InvalidDataspace, MemoryFailure, NotWritable, OutOfRange
+from dataspace.pages import PAGE_SIZE, aligned, round_up
+
+MAX_SIZE = 2**63 - PAGE_SIZE  # off_t, in whole pages
+MAX_NAME = 249  # memfd_create(2)
+
+_MFD_NOEXEC_SEAL = 0x0008  # linux/memfd.h since Linux 6.3; not in Python's os
+_SIZE_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_COPY_CHUNK = 1 << 20
+
+
+class Memory:
+    """One memory object of whole pages; made by `ram` or `rom`, ended by `close`.
+
+    It owns its file description until `close`, after which every method but `close` raises
+    InvalidDataspace. The pages themselves live until the last description handed out is gone, too.
+    """
+
+    def __init__(self, description: int, name: str, size: int) -> None:
+        """Take over `description`, the only open description of a sealed memfd of `size` bytes."""
+        self._description = description
+        self._name = name
+        self._size = size
+        self._sealed_read_only = bool(
+            fcntl.fcntl(description, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE
+        )
+        self._handed_out = False
+
+    @property
+    def name(self) -> str:
+        """The name it was made under, as in /proc/PID/maps."""
+        return self._name
+
+    @property
+    def size(self) -> int:
+        """Bytes, a multiple of the page size; never changes."""
+        return self._size
+
+    @property
+    def writable(self) -> bool:
+        """Whether anybody may ever write to it."""
+        return not self._sealed_read_only
+
+    @property
+    def sealed_read_only(self) -> bool:
+        """Whether the kernel refuses every write and writable mapping, whoever asks."""
+        return self._sealed_read_only
+
+    def open(self, writable: bool) -> int:
+        """Return a new open description, close-on-exec; the caller owns the fd and closes it.
+
+        A description opened with `writable=False` allows no write and no writable mapping, and
+        the mode 0600 keeps other users from reopening it. It does not keep this process's own
+        user from doing so; only a ROM is read-only to him, too.
+
+        Raises NotWritable for a writable description of a ROM, MemoryFailure (EMFILE, ENFILE,
+        ENOMEM).
+        """
+        if writable and not self.writable:
+            raise NotWritable(self._name)
+        with _kernel_errors():
+            fd = _reopen(self._owned(), os.O_RDWR if writable else os.O_RDONLY)
+        self._handed_out = True
+        return fd
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return `size` bytes from `offset`; the caller bounds `size` to what he can hold.
+
+        Raises OutOfRange, MemoryFailure.
+        """
+        fd = self._checked(offset, size)
+        pieces = []
+        with _kernel_errors():
+            while size:
+                # At most 2 GiB come at once; the seal on shrinking rules out an end of file.
+                pieces.append(os.pread(fd, size, offset))
+                offset += len(pieces[-1])
+                size -= len(pieces[-1])
+        return b"".join(pieces)
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Write `data` at `offset`.
+
+        Raises OutOfRange or NotWritable before anything is written, and MemoryFailure (ENOMEM,
+        ENOSPC), after which a leading part of `data` may have been.
+        """
+        rest = memoryview(data).cast("B")
+        fd = self._checked(offset, len(rest))
+        if not self.writable:
+            raise NotWritable(self._name)
+        with _kernel_errors():
+            while rest:
+                written = os.pwrite(fd, rest, offset)
+                offset += written
+                rest = rest[written:]
+
+    def committed(self) -> int:
+        """Return the bytes of memory that the kernel has allocated for it so far."""
+        return os.fstat(self._owned()).st_blocks * 512
+
+    def held(self) -> bool:
+        """Return whether anybody else can still reach the memory.
+
+        A write lease is granted only while there is no other open description of the file. Where
+        the kernel has no leases to give, the answer is True once anything was handed out: memory
+        must never be refunded while it may be in use.
+        """
+        fd = self._owned()
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        except OSError as error:
+            return error.errno == errno.EAGAIN or self._handed_out
+        return False
+
+    def close(self) -> None:
+        """Give up the description; closing again does nothing.
+
+        Nobody can ask `held` any more after that, so memory that is charged for is closed only
+        once it is no longer held.
+        """
+        if self._description >= 0:
+            os.close(self._description)
+            self._description = -1
+
+    def __enter__(self) -> Self:
+        """Close the memory at the end of the block."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the memory."""
+        self.close()
+
+    def _owned(self) -> int:
+        if self._description < 0:
+            raise InvalidDataspace("is closed", name=self._name)
+        return self._description
+
+    def _checked(self, offset: int, size: int) -> int:
+        if offset < 0 or size < 0 or offset + size > self._size:
+            raise OutOfRange(offset, size, self._size)
+        return self._owned()
+
+
+def ram(size: int, name: str) -> Memory:
+    """Return zeroed memory of `size` bytes, which costs pages only as they are touched.
+
+    `name` (1 to 249 printable ASCII characters) appears in /proc/PID/maps and identifies nothing.
+    Raises InvalidDataspace for size and name, MemoryFailure.
+    """
+    if not 0 < size <= MAX_SIZE or not aligned(size):
+        raise InvalidDataspace("size is no positive number of whole pages", size=size)
+    with _kernel_errors(), _memfd(name, size) as fd:
+        return _sealed(fd, name, size, _SIZE_SEALS)
+
+
+def rom(path: Path | str, limit: int, name: str = "rom") -> Memory:
+    """Return a read-only copy of the regular file at `path`, padded with zeros to whole pages.
+
+    A copy, as a mapping of the file itself would be SIGBUS to an engine once somebody truncates
+    it. The last component of `path` must not be a symbolic link; whether the path as a whole may
+    be read is the caller's policy. A file of more than `limit` bytes is refused.
+
+    Raises InvalidDataspace for a file that is missing, unreadable, not regular, empty, larger than
+    `limit` or changing while it is copied, and for a bad name; MemoryFailure.
+    """
+    file = _open_regular(path)
+    try:
+        length = os.fstat(file).st_size
+        if not 0 < length <= min(limit, MAX_SIZE):
+            raise InvalidDataspace("file is empty or too large", size=length, limit=limit)
+        size = round_up(length)
+        with _kernel_errors(), _memfd(name, size) as fd:
+            _copy(file, fd, length)
+            return _sealed(fd, name, size, _SIZE_SEALS | fcntl.F_SEAL_WRITE)
+    finally:
+        os.close(file)
+
+
+@contextmanager
+def _memfd(name: str, size: int) -> Iterator[int]:
+    if not (name.isascii() and name.isprintable() and 0 < len(name) <= MAX_NAME):
+        raise InvalidDataspace("name is not 1 to 249 printable ASCII characters", length=len(name))
+    fd = _create_memfd(name)
+    try:
+        os.fchmod(fd, 0o600)
+        os.ftruncate(fd, size)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _create_memfd(name: str) -> int:
+    try:
+        return os.memfd_create(name, os.MFD_CLOEXEC | _MFD_NOEXEC_SEAL)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    return os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)  # before Linux 6.3
+
+
+def _sealed(fd: int, name: str, size: int, seals: int) -> Memory:
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    # The kernel does not count the description that memfd_create() makes as a writer, and a write
+    # lease on it is refused: the memory keeps one that went through open(2).
+    description = _reopen(fd, os.O_RDWR)
+    try:
+        # Should root open the file in the instant of the probe, the kernel signals the lease
+        # holder. The default is SIGIO, which kills; SIGURG is ignored.
+        fcntl.fcntl(description, fcntl.F_SETSIG, signal.SIGURG)
+        return Memory(description, name, size)
+    except BaseException:
+        os.close(description)
+        raise
+
+
+def _open_regular(path: Path | str) -> int:
+    try:
+        # O_PATH opens nothing yet: no driver sees it, no writer of a fifo wakes, no link is
+        # followed. What is then read is the very file that was examined.
+        location = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if not stat.S_ISREG(os.fstat(location).st_mode):
+                raise InvalidDataspace("is no regular file", path=str(path))
+            return _reopen(location, os.O_RDONLY | os.O_NONBLOCK)
+        finally:
+            os.close(location)
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise MemoryFailure(error.errno) from error
+        raise InvalidDataspace(
+            "file cannot be opened", path=str(path), errno=error.errno or 0
+        ) from error
+    except ValueError as error:  # an embedded null
+        raise InvalidDataspace("path cannot be one", path=repr(path)) from error
+
+
+def _copy(file: int, fd: int, length: int) -> None:
+    copied = 0
+    while chunk := os.read(file, min(_COPY_CHUNK, length - copied + 1)):
+        copied += len(chunk)
+        if copied > length:
+            break
+        rest = memoryview(chunk)
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+    if copied != length:
+        raise InvalidDataspace("file changed while it was copied", size=length, copied=copied)
+
+
+def _reopen(fd: int, flags: int) -> int:
+    return os.open(f"/proc/self/fd/{fd}", flags | os.O_CLOEXEC)
+
+
+@contextmanager
+def _kernel_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise MemoryFailure(error.errno or 0) from error
