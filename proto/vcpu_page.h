@@ -20,7 +20,7 @@
  * 2. The vCPU is stopped when exit_seq == run_seq as the engine counts; it runs when the VMM has
  *    stored run_seq = exit_seq + 1. Any other value of run_seq is ignored. The engine stores the new
  *    exit_seq with release order after the exit record; the VMM stores run_seq with release order after
- *    the reply.
+ *    the reply. The first run answers no exit: its reply is not read, and EXIT_STARTUP follows.
  * 3. While the vCPU is stopped the VMM half belongs to the VMM; the engine copies the reply once, when
  *    run_seq moves, and checks the copy. While the guest runs the engine reads only kick_seq,
  *    pause_seq and window_seq.
@@ -108,6 +108,20 @@ enum vcpu_exit_reason {
 	EXIT_CPUID,
 };
 
+/* `detail` of EXIT_INVALID_STATE. The reply was refused as a whole and nothing was executed; the next reply
+ * answers the exit that the refused one was for, whose address, size, count and flags stand in the record.
+ * Only with REFUSED_STATE some of the charged registers may have been taken over. */
+enum vcpu_refusal {
+	REFUSED_NONE,
+	REFUSED_FLAGS,         /* unknown reply flags, FETCH together with what runs, FAULT at another exit than EXIT_MSR */
+	REFUSED_INJECTION,     /* reserved bits or type, an exception's vector above 31, an error code without exception */
+	REFUSED_WRITTEN_COUNT, /* more ranges than VCPU_WRITTEN_RANGES */
+	REFUSED_WRITTEN_RANGE, /* a range that is empty or wraps */
+	REFUSED_REGISTERS,     /* charged registers that this engine does not accept */
+	REFUSED_ACTIVITY,      /* an activity state that cannot be entered this way */
+	REFUSED_STATE,         /* the engine cannot enter the charged state */
+};
+
 /* Exit flags. */
 #define EXIT_READ 0x01u            /* the guest reads: the reply's value or data is what it gets */
 #define EXIT_MID_INSTRUCTION 0x02u /* the instruction is not finished: state is not at a boundary */
@@ -166,6 +180,10 @@ struct vcpu_engine_half {
 #define REPLY_FETCH 0x02u           /* do not run: publish the same exit again with the wanted registers */
 #define REPLY_FAULT 0x04u           /* EXIT_MSR: raise #GP instead */
 #define REPLY_WITHDRAW_WINDOW 0x08u /* forget window requests up to the present window_seq */
+
+/* Charged registers, an injection and COMPLETE belong to an instruction boundary. At an exit in the middle of
+ * an instruction they wait for its end; a further exit of the same instruction may come first, whose reply
+ * adds to the registers and replaces the injection. The injection's result is in the first exit after it. */
 
 /* Injection: vector | type << 8 | INJECT_ERROR_CODE | INJECT_VALID, as in AMD's EVENTINJ (APM vol. 2, 15.20). */
 #define INJECT_VALID 0x80000000u

@@ -52,18 +52,26 @@ struct backend {
 
 	/* Create the machine; called once, before anything else. Fills vm->tsc_khz and vm->physical_bits. */
 	enum channel_status (*vm_create)(struct vm *, struct failure *);
+	/* Undo vm_create, after all vCPUs and mappings are gone. May be NULL. */
+	void (*vm_destroy)(struct vm *);
 
 	/* Memory. Called by the control thread while no vCPU executes guest code (a rendezvous holds them,
-	 * see vm_hold); vCPUs may stand in an exchange, in the middle of an instruction. */
+	 * see hold.h); vCPUs may stand in an exchange, in the middle of an instruction. The region given to
+	 * `map` moves when others are added: keep nothing but `slot`. A split is unmap of the whole region
+	 * and map of what is left of it, at the same host addresses. The host memory of an unmapped range
+	 * stays harmless to touch until no vCPU stands in the middle of an instruction. */
 	enum channel_status (*map)(struct vm *, struct region *, struct failure *);
 	void (*unmap)(struct vm *, struct region *);
-	/* Somebody outside the guest wrote [gpa, gpa + size): forget decoded code. vCPUs are held. May be NULL. */
+	/* Somebody outside the guest wrote [gpa, gpa + size): forget decoded code. vCPUs are held. May be NULL.
+	 * Called for CHANNEL_WRITTEN and for the ranges of every reply; VCPU_WRITTEN_ALL is (0, UINT64_MAX). Any
+	 * thread, also that of a vCPU that stands in an exchange. */
 	void (*written)(struct vm *, uint64_t gpa, uint64_t size);
 
 	/* Called on the vCPU's own thread. */
 	enum channel_status (*vcpu_create)(struct vcpu *, struct failure *);
 	void (*vcpu_destroy)(struct vcpu *);
-	/* Execute until vcpu_exchange() has answered RUN_ENDED. Returns only then. */
+	/* Execute until vcpu_exchange() or vcpu_boundary() has answered RUN_ENDED. Returns only then. Begins at
+	 * an instruction boundary, after EXIT_STARTUP, with the reply to that exit not yet acted upon. */
 	void (*vcpu_loop)(struct vcpu *);
 
 	/* Any thread: make a vCPU that executes guest code leave it soon and call vcpu_attention(). Must not
@@ -72,8 +80,16 @@ struct backend {
 
 	/* On the vCPU's thread, at an instruction boundary only. */
 	void (*read_state)(struct vcpu *, const uint64_t wanted[2], struct vcpu_engine_half *out);
-	/* Apply charged registers; false when the state cannot be entered (EXIT_INVALID_STATE follows). */
+	/* Apply charged registers; false when the state cannot be entered (EXIT_INVALID_STATE follows). `fpu` is
+	 * NULL when the FPU is not charged. Never sees REG_ACTIVITY charged where vcpu_boundary() is used. */
 	bool (*write_state)(struct vcpu *, const struct vcpu_vmm_half *charged, const uint8_t *fpu);
+
+	/* What vcpu_boundary() needs; on the vCPU's thread, at an instruction boundary.
+	 * event_flags: EXIT_IF and EXIT_INTERRUPTIBLE as they are now, after injections not yet delivered.
+	 * inject: enter or pend the event (INJECT_*), which was checked: a well-formed one, and an interrupt
+	 * only with EXIT_INTERRUPTIBLE. False when it did not enter; it must then never enter. */
+	uint32_t (*event_flags)(struct vcpu *);
+	bool (*inject)(struct vcpu *, uint32_t injection, uint32_t error);
 };
 extern const struct backend backend; /* exactly one per executable */
 
@@ -87,7 +103,7 @@ enum attention {
 };
 unsigned vcpu_attention(struct vcpu *);
 
-/* Held: blocks while the control thread changes memory. Call at ATTENTION_HOLD, outside guest code. */
+/* Held: blocks while somebody changes memory. Call at ATTENTION_HOLD, at an instruction boundary. */
 void vcpu_hold_point(struct vcpu *);
 
 enum run_verdict {
@@ -96,10 +112,40 @@ enum run_verdict {
 };
 
 /* Publish the exit that stands in vcpu->half->exit (and data), sleep until the VMM runs the vCPU again,
- * and copy its reply into vcpu->reply, checked. FETCH is answered inside when the exit is at a boundary, and
- * so are GET_STATE and SET_STATE of the channel. The backend sees a reply once.
+ * and copy its reply into vcpu->reply, checked. The registers that the VMM wants are read by read_state
+ * in here, where the exit is not EXIT_MID_INSTRUCTION. FETCH, malformed replies, written ranges, and
+ * GET_STATE and SET_STATE of the channel are answered inside. The backend sees a reply once.
  * Bookkeeping of pause_ack and window_ack is done here by reason. */
 enum run_verdict vcpu_exchange(struct vcpu *);
+
+/* The instruction boundary, for a backend that leaves it to common code (and has event_flags and inject):
+ *
+ *	vcpu_loop:
+ *		for (;;) {
+ *			if (vcpu_boundary(vcpu) == RUN_ENDED)
+ *				return;
+ *			execute guest code until it exits, or vcpu_attention() is not zero;
+ *			at an exit: fill half->exit; vcpu_exchange(), which may end; use the reply's value or data;
+ *			after an exit in the middle of an instruction: if vcpu_owes_boundary(), finish that
+ *			instruction and no other, else just execute on;
+ *		}
+ *
+ * vcpu_boundary applies charged registers, injects, publishes EXIT_COMPLETED, EXIT_PAUSED and EXIT_WINDOW,
+ * holds, and repeats EXIT_HLT and EXIT_SHUTDOWN until something wakes the vCPU. It returns RUN_GO when guest
+ * code is to be executed. */
+enum run_verdict vcpu_boundary(struct vcpu *);
+
+/* Whether anything waits for the next boundary: of the last reply, or by vcpu_attention(). */
+bool vcpu_owes_boundary(struct vcpu *);
+
+/* The guest executed HLT, of `length` bytes, and its rip is behind it; or it shut down. Called at the
+ * boundary, instead of an exchange: the next vcpu_boundary() publishes the exit. read_state goes on
+ * to report what the CPU has, and common code shows rip at the HLT. */
+void vcpu_halt(struct vcpu *, uint32_t length);
+void vcpu_shut_down(struct vcpu *);
+
+/* Fill half->exit for a new exit: everything else zero. */
+struct vcpu_exit *vcpu_exit(struct vcpu *, enum vcpu_exit_reason, uint32_t flags);
 
 struct vcpu {
 	struct vm *vm;
@@ -107,13 +153,16 @@ struct vcpu {
 	uint32_t transport;
 	pthread_t thread;
 
-	/* The engine's words. With the page transport `half` is inside the shared page and is written only,
-	 * never read back; with the stream transport it is private. */
+	/* The exit and the registers, private with both transports; publishing copies what is valid into the
+	 * page, which is written only and never read back. vcpu_create sets half->fpu_size. */
 	struct vcpu_engine_half *half;
-	struct vcpu_page *page; /* NULL with the stream transport */
+	struct vcpu_page *page; /* NULL with the stream transport; common code's own */
 
 	/* The reply, private and checked: sizes within bounds, injection well-formed, unknown bits refused. */
 	struct vcpu_vmm_half reply;
+
+	/* FPU state: read_state fills fpu_valid when VCPU_FPU_BIT is wanted. Moved with the page transport only. */
+	uint8_t fpu_valid[VCPU_FPU_BYTES];
 	uint8_t fpu_charged[VCPU_FPU_BYTES];
 
 	void *backend; /* the backend's own */
@@ -126,8 +175,11 @@ struct vm {
 	uint32_t tsc_khz;
 	uint32_t physical_bits;
 	void *backend;
-	struct vcpu *vcpu[CHANNEL_VCPUS];
-	uint32_t vcpus;
+	struct vcpu *vcpu[CHANNEL_VCPUS]; /* by creation, not by index; only the control thread adds */
+	_Atomic uint32_t vcpus;
+
+	/* common code's own; see hold.h, memory.h, kicker.h */
+	struct vm_common *common;
 };
 
 /* Region lookup for the backend; the caller is on a vCPU thread outside a hold, or on the control thread. */
