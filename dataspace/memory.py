@@ -21,7 +21,8 @@ from types import TracebackType
 from typing import Self
 
 from dataspace.errors import InvalidDataspace, MemoryFailure, NotWritable, OutOfRange
-from dataspace.pages import PAGE_SIZE, aligned, round_up
+from dataspace.pages import PAGE_SIZE, round_up
+from dataspace.ranges import check_dataspace_size
 
 MAX_SIZE = 2**63 - PAGE_SIZE  # off_t, in whole pages
 MAX_NAME = 249  # memfd_create(2)
@@ -175,8 +176,9 @@ def ram(size: int, name: str) -> Memory:
     `name` (1 to 249 printable ASCII characters) appears in /proc/PID/maps and identifies nothing.
     Raises InvalidDataspace for size and name, MemoryFailure.
     """
-    if not 0 < size <= MAX_SIZE or not aligned(size):
-        raise InvalidDataspace("size is no positive number of whole pages", size=size)
+    check_dataspace_size(size)
+    if size > MAX_SIZE:
+        raise InvalidDataspace("size is beyond what a file can have", size=size, limit=MAX_SIZE)
     with _kernel_errors(), _memfd(name, size) as fd:
         return _sealed(fd, name, size, _SIZE_SEALS)
 

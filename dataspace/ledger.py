@@ -1,0 +1,225 @@
+"""The ledger: the record of every dataspace that ever lived.
+
+Every change is one event, which goes to one sink before it takes effect: if the sink raises,
+nothing has changed. So whoever keeps the events (a log on disk) knows at least what the ledger
+knows. The ledger records; it maps, allocates and charges nothing.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from dataspace.attachments import Attachment
+from dataspace.errors import DuplicateDataspace, InvalidDataspace, UnknownDataspace
+from dataspace.life import Life
+from dataspace.ranges import check_dataspace_size, check_range, part_size
+from dataspace.record import (
+    DataspaceKind,
+    Detail,
+    Event,
+    EventKind,
+    Record,
+    Stamp,
+    State,
+    Totals,
+    now,
+)
+
+__all__ = ["Event", "EventKind", "Ledger", "Record", "Stamp", "State", "Totals"]
+
+HISTORY = 10_000
+_ADDRESS_LIMIT = 1 << 64
+
+
+class Ledger:
+    """Events in, records out; every method that takes `actor` and `cause` emits one event.
+
+    `actor` is who asked for the change, empty for core itself. These methods raise
+    UnknownDataspace for a name without record, InvalidTransition where the state does not admit
+    the event, and what the sink raises. A change that is refused emits nothing.
+    """
+
+    def __init__(
+        self,
+        sink: Callable[[Event], None] | None = None,
+        clock: Callable[[], Stamp] = now,
+        history: int = HISTORY,
+    ) -> None:
+        """Start empty; the latest `history` freed dataspaces stay on record."""
+        if history < 0:
+            raise ValueError(f"history of {history} records")
+        self._sink = sink
+        self._clock = clock
+        self._history = history
+        self._revision = 0
+        self._totals = Totals()
+        self._living: dict[str, Life] = {}
+        self._freed: OrderedDict[str, Life] = OrderedDict()
+
+    @property
+    def revision(self) -> int:
+        """The revision of the latest event, 0 before the first."""
+        return self._revision
+
+    def create(  # noqa: PLR0913 - the fields of the event
+        self,
+        name: str,
+        kind: DataspaceKind,
+        size: int,
+        holder: str,
+        *,
+        actor: str = "",
+        cause: str = "",
+    ) -> None:
+        """Record a new dataspace of `size` bytes, charged to `holder`.
+
+        Names are never to be reused; the ledger refuses those it has on record. Raises
+        DuplicateDataspace, InvalidDataspace (no name, kind neither ram nor rom, size).
+        """
+        if not name or kind not in ("ram", "rom"):
+            raise InvalidDataspace("no name, or no such kind", name=name, kind=kind)
+        check_dataspace_size(size)
+        if name in self._living or name in self._freed:
+            raise DuplicateDataspace(name)
+        detail: Detail = {"kind": kind, "size": size, "holder": holder}
+        event = self._commit(EventKind.CREATED, name, actor, cause, detail)
+        self._living[name] = Life(name, kind, size, holder, event.stamp)
+        self._totals = self._totals.moved(size, None, State.ALIVE)
+
+    def attach(  # noqa: PLR0913, PLR0917 - the fields of the event
+        self,
+        name: str,
+        session: str,
+        gpa: int,
+        size: int,
+        offset: int,
+        writable: bool,
+        executable: bool = True,
+        *,
+        actor: str = "",
+        cause: str = "",
+    ) -> None:
+        """Record a mapping of `size` bytes from `offset` at `gpa` in a session.
+
+        Raises InvalidRange, InvalidDataspace (not a part of it), NotWritable (a ROM), and
+        RegionConflict where the session has this dataspace there already.
+        """
+        life = self._admitted(name, EventKind.ATTACHED)
+        check_range(gpa, size, _ADDRESS_LIMIT)
+        part_size(life.size, offset, size)
+        life.check_writable(writable)
+        attachment = Attachment(gpa, size, name, offset, writable, executable)
+        life.check_attach(session, attachment)
+        detail: Detail = {
+            "session": session,
+            "gpa": gpa,
+            "size": size,
+            "offset": offset,
+            "writable": writable,
+            "executable": executable,
+        }
+        self._commit(EventKind.ATTACHED, name, actor, cause, detail)
+        life.attach(session, attachment)
+
+    def detach(  # noqa: PLR0913 - the fields of the event
+        self,
+        name: str,
+        session: str,
+        gpa: int,
+        size: int,
+        *,
+        actor: str = "",
+        cause: str = "",
+    ) -> None:
+        """Record that `size` bytes at `gpa`, one mapping or a part of it, are unmapped.
+
+        Raises InvalidRange unless all of the range is a mapping of this dataspace.
+        """
+        life = self._admitted(name, EventKind.DETACHED)
+        check_range(gpa, size, _ADDRESS_LIMIT)
+        life.check_detach(session, gpa, size)
+        detail: Detail = {"session": session, "gpa": gpa, "size": size}
+        self._commit(EventKind.DETACHED, name, actor, cause, detail)
+        life.detach(session, gpa, size)
+
+    def hand_out(self, name: str, writable: bool, *, actor: str = "", cause: str = "") -> None:
+        """Record that a file descriptor of it leaves core, to `actor`.
+
+        Raises NotWritable for a writable one of a ROM.
+        """
+        life = self._admitted(name, EventKind.HANDED_OUT)
+        life.check_writable(writable)
+        self._commit(EventKind.HANDED_OUT, name, actor, cause, {"writable": writable})
+        life.hand_out()
+
+    def free(self, name: str, cause: str, *, actor: str = "") -> None:
+        """Record that an attached-nowhere dataspace is gone, and nobody holds its memory."""
+        self._move(EventKind.FREED, name, actor, cause)
+
+    def hold(self, name: str, cause: str = "", *, actor: str = "") -> None:
+        """Record that its owner freed it, while somebody still holds the memory."""
+        self._move(EventKind.HELD, name, actor, cause)
+
+    def release(self, name: str, cause: str = "", *, actor: str = "") -> None:
+        """Record that the last holder of freed memory let go."""
+        self._move(EventKind.RELEASED, name, actor, cause)
+
+    def alive(self) -> list[Record]:
+        """Return the records of what is in state ALIVE, in the order of creation."""
+        return [life.record() for life in self._living.values() if life.state is State.ALIVE]
+
+    def held(self) -> list[Record]:
+        """Return the records of what is in state HELD, in the order of creation."""
+        return [life.record() for life in self._living.values() if life.state is State.HELD]
+
+    def all(self) -> list[Record]:
+        """Return all records: the freed ones by the time they were freed, then the others."""
+        return [life.record() for lives in (self._freed, self._living) for life in lives.values()]
+
+    def record(self, name: str) -> Record:
+        """Return the record of one dataspace; raises UnknownDataspace."""
+        return self._life(name).record()
+
+    def totals(self) -> Totals:
+        """Return the sums over all that ever lived."""
+        return self._totals
+
+    def _life(self, name: str) -> Life:
+        life = self._living.get(name) or self._freed.get(name)
+        if life is None:
+            raise UnknownDataspace(name)
+        return life
+
+    def _admitted(self, name: str, kind: EventKind) -> Life:
+        life = self._life(name)
+        life.after(kind)
+        return life
+
+    def _move(self, kind: EventKind, name: str, actor: str, cause: str) -> None:
+        life = self._life(name)
+        left, entered = life.state, life.after(kind)
+        event = self._commit(kind, name, actor, cause, {})
+        life.enter(entered, event.stamp, cause)
+        self._totals = self._totals.moved(life.size, left, entered)
+        if entered is State.FREED:
+            self._freed[name] = self._living.pop(name)
+            while len(self._freed) > self._history:
+                self._freed.popitem(last=False)
+
+    def _commit(
+        self, kind: EventKind, subject: str, actor: str, cause: str, detail: Detail
+    ) -> Event:
+        stamp = self._clock()
+        event = Event(
+            self._revision + 1,
+            stamp.monotonic_ns,
+            stamp.wall_ns,
+            kind,
+            subject,
+            actor,
+            cause,
+            detail,
+        )
+        if self._sink is not None:
+            self._sink(event)
+        self._revision = event.revision
+        return event

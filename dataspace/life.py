@@ -1,0 +1,113 @@
+"""The life of one dataspace: its state machine, and where it is attached at present."""
+
+from dataspace.attachments import Attachment, Attachments
+from dataspace.errors import InvalidRange, InvalidTransition, NotWritable, RegionConflict
+from dataspace.record import DataspaceKind, EventKind, Record, Stamp, State
+
+# What may happen in which state, and the state after it. All else is refused.
+_TRANSITIONS = {
+    (State.ALIVE, EventKind.ATTACHED): State.ALIVE,
+    (State.ALIVE, EventKind.DETACHED): State.ALIVE,
+    (State.ALIVE, EventKind.HANDED_OUT): State.ALIVE,
+    (State.ALIVE, EventKind.FREED): State.FREED,
+    (State.ALIVE, EventKind.HELD): State.HELD,
+    (State.HELD, EventKind.RELEASED): State.FREED,
+}
+
+
+class Life:
+    """One dataspace from its creation on.
+
+    What is asked first (`after`, `check_...`) raises and changes nothing; what is done then
+    cannot fail. In between the ledger writes the event.
+    """
+
+    def __init__(
+        self, name: str, kind: DataspaceKind, size: int, holder: str, created: Stamp
+    ) -> None:
+        """Begin in state ALIVE, attached nowhere."""
+        self.name = name
+        self.kind = kind
+        self.size = size
+        self.state = State.ALIVE
+        self._holder = holder
+        self._created = created
+        self._held: Stamp | None = None
+        self._freed: Stamp | None = None
+        self._cause = ""
+        self._sessions: dict[str, Attachments] = {}
+        self._mappings = 0
+        self._hand_outs = 0
+
+    def after(self, event: EventKind) -> State:
+        """Return the state that `event` leads to; raises InvalidTransition where it cannot be."""
+        state = _TRANSITIONS.get((self.state, event))
+        if state is None:
+            raise InvalidTransition(self.name, event, f"is {self.state}")
+        if state is not State.ALIVE and self._sessions:
+            raise InvalidTransition(
+                self.name, event, f"is attached in {len(self._sessions)} sessions"
+            )
+        return state
+
+    def check_writable(self, writable: bool) -> None:
+        """Raise NotWritable for write access to a ROM."""
+        if writable and self.kind == "rom":
+            raise NotWritable(self.name)
+
+    def check_attach(self, session: str, wanted: Attachment) -> None:
+        """Raise RegionConflict where this dataspace is attached in the session already."""
+        own = self._sessions.get(session, Attachments())
+        for taken in own.overlapping(wanted.gpa, wanted.size):
+            raise RegionConflict(wanted.gpa, wanted.size, taken.gpa, taken.size)
+
+    def check_detach(self, session: str, gpa: int, size: int) -> None:
+        """Raise InvalidRange unless all of the range is this dataspace, in the session."""
+        own = self._sessions.get(session, Attachments())
+        if sum(piece.size for piece in own.pieces(gpa, size)) != size:
+            raise InvalidRange(
+                "not all attached", gpa=gpa, size=size, session=session, dataspace=self.name
+            )
+
+    def attach(self, session: str, attachment: Attachment) -> None:
+        """Note a new mapping."""
+        self._sessions.setdefault(session, Attachments()).insert(attachment)
+        self._mappings += 1
+
+    def detach(self, session: str, gpa: int, size: int) -> None:
+        """Note that a mapping, or a part of it, is gone."""
+        own = self._sessions[session]
+        own.cut(gpa, size)
+        if not own:
+            del self._sessions[session]
+
+    def hand_out(self) -> None:
+        """Note that somebody was given a file descriptor."""
+        self._hand_outs += 1
+
+    def enter(self, state: State, stamp: Stamp, cause: str) -> None:
+        """Go to HELD or FREED; the cause that counts is why its owner freed it."""
+        if self.state is State.ALIVE:
+            self._cause = cause
+        if state is State.HELD:
+            self._held = stamp
+        else:
+            self._freed = stamp
+        self.state = state
+
+    def record(self) -> Record:
+        """Return what is known now."""
+        return Record(
+            name=self.name,
+            kind=self.kind,
+            size=self.size,
+            holder=self._holder,
+            state=self.state,
+            created=self._created,
+            held=self._held,
+            freed=self._freed,
+            cause=self._cause,
+            attachments=tuple((s, a) for s, own in self._sessions.items() for a in own),
+            mappings=self._mappings,
+            hand_outs=self._hand_outs,
+        )
