@@ -1,0 +1,1 @@
+"""Core: sessions, dataspaces and their ledger, offered over gRPC. See ARCHITECTURE.md."""

@@ -1,0 +1,141 @@
+"""A client: one VMM process, what it owns, and the lease that keeps it alive."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
+
+from core_service.refusal import Refusal, invalid
+from dataspace.quota import Account
+
+if TYPE_CHECKING:
+    from core_service.dataspaces import Dataspace
+    from core_service.identity import Identity
+    from core_service.session import Session
+
+REMEMBERED_REQUESTS: Final = 256
+REMEMBERED_DEATHS: Final = 64
+REQUEST_ID_LIMIT: Final = 64
+
+Key = tuple[str, str]  # the method's request type, the request id
+Answer = TypeVar("Answer")
+
+
+class Mutation(Protocol):
+    """A request that carries an idempotency key."""
+
+    request_id: str
+
+    def SerializeToString(self, *, deterministic: bool = ...) -> bytes: ...  # noqa: N802
+
+
+class Client:
+    """Owns sessions and dataspaces. Lives while a lease (fd channel, KeepAlive) is open, and `grace`
+    seconds longer; the end of its process ends it at once."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        account: Account,
+        grace: float,
+        ended: Callable[[Client, str], None],
+    ) -> None:
+        self.identity = identity
+        self.account = account
+        self.sessions: dict[str, Session] = {}
+        self.dataspaces: dict[str, Dataspace] = {}
+        self.connections = 0
+        self.reclaimed = False
+        self._grace = grace
+        self._ended = ended
+        self._leases = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._requests: OrderedDict[Key, tuple[bytes, asyncio.Future[Any]]] = OrderedDict()
+        self._deaths: OrderedDict[str, str] = OrderedDict()
+        self._start_grace()
+
+    def hold(self) -> None:
+        """A lease opens."""
+        self._leases += 1
+        self._stop_grace()
+
+    def release(self) -> None:
+        """A lease closes; without another the grace period starts."""
+        self._leases -= 1
+        if not self._leases and not self.reclaimed:
+            self._start_grace()
+
+    def end(self, cause: str) -> None:
+        """Reclaim everything, for `cause`. Calling it again does nothing."""
+        if self.reclaimed:
+            return
+        self.reclaimed = True
+        self._stop_grace()
+        self._ended(self, cause)
+
+    def _start_grace(self) -> None:
+        self._stop_grace()
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._grace, self._grace_is_over)
+
+    def _grace_is_over(self) -> None:
+        owns_nothing = not self.sessions and not self.dataspaces
+        if owns_nothing and self.connections:
+            self._start_grace()
+        else:
+            self.end("lease ended")
+
+    def _stop_grace(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+
+    def must_live(self) -> None:
+        """Refuse what a client asks after it was reclaimed: it would never be freed."""
+        if self.reclaimed:
+            raise Refusal("SHUTTING_DOWN", "this client's lease ended; connect again")
+
+    def session_died(self, name: str, why: str) -> None:
+        """Remember why a session is gone, so that its name answers ENGINE_DIED."""
+        self._deaths[name] = why
+        if len(self._deaths) > REMEMBERED_DEATHS:
+            self._deaths.popitem(last=False)
+
+    def death_of(self, session: str) -> str | None:
+        """Why a session of this client died, if it did."""
+        return self._deaths.get(session)
+
+    async def once(self, request: Mutation, make: Callable[[], Awaitable[Answer]]) -> Answer:
+        """Carry out a mutation to its end, whatever becomes of the call that asked for it: cancelled
+        or not, it is whole or leaves nothing. A `request_id` seen before gives the first answer."""
+        if not request.request_id:
+            return await asyncio.shield(asyncio.ensure_future(make()))
+        if len(request.request_id) > REQUEST_ID_LIMIT:
+            raise invalid(
+                "request_id", request.request_id, f"at most {REQUEST_ID_LIMIT} characters"
+            )
+        key = (type(request).__name__, request.request_id)
+        body = request.SerializeToString(deterministic=True)
+        if key not in self._requests:
+            self._remember(key, body, asyncio.ensure_future(make()))
+        first_body, answer = self._requests[key]
+        if first_body != body:
+            raise Refusal(
+                "REQUEST_ID_REUSED",
+                f"request id {request.request_id!r} was used with another request",
+                name=request.request_id,
+            )
+        return cast("Answer", await asyncio.shield(answer))
+
+    def _remember(self, key: Key, body: bytes, answer: asyncio.Future[Any]) -> None:
+        self._requests[key] = (body, answer)
+        answer.add_done_callback(lambda done: self._forget_failure(key, done))
+        if len(self._requests) > REMEMBERED_REQUESTS:
+            self._requests.popitem(last=False)
+
+    def _forget_failure(self, key: Key, done: asyncio.Future[Any]) -> None:
+        """A refusal leaves nothing behind, so the same request may succeed later."""
+        if done.cancelled() or done.exception():
+            self._requests.pop(key, None)

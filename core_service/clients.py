@@ -1,0 +1,101 @@
+"""All clients, and which of them is at the other end of a call."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import structlog
+
+from core_service.client import Client
+from core_service.refusal import Refusal
+from dataspace.quota import Account
+
+if TYPE_CHECKING:
+    from core_service.identity import Identity
+    from core_service.settings import Settings
+
+log = structlog.get_logger()
+
+Reclaim = Callable[[Client, str], None]
+
+
+class Clients:
+    """One `Client` for each process, however many connections it has. A process in another PID
+    namespace cannot be told from others of its user, so there each connection is a client."""
+
+    def __init__(self, settings: Settings, root: Account, reclaim: Reclaim) -> None:
+        self._settings = settings
+        self._root = root
+        self._reclaim = reclaim
+        self._by_identity: dict[Identity, Client] = {}
+        self._by_peer: dict[str, Client] = {}
+        self._watches: dict[Client, int] = {}
+        self._anonymous: set[Client] = set()
+
+    def __len__(self) -> int:
+        return len(self._by_identity) + len(self._anonymous)
+
+    def connected(self, peer: str, identity: Identity, pidfd: int | None) -> Client:
+        """A connection arrived, which gRPC will show as `peer`. Takes ownership of the pidfd."""
+        client = self._by_identity.get(identity) if identity.pid else None
+        if client is None or client.reclaimed:
+            client = self._admit(identity, pidfd)
+        elif pidfd is not None:
+            os.close(pidfd)
+        client.connections += 1
+        self._by_peer[peer] = client
+        return client
+
+    def disconnected(self, peer: str) -> None:
+        """The connection behind `peer` is gone."""
+        client = self._by_peer.pop(peer, None)
+        if client:
+            client.connections -= 1
+
+    def of(self, peer: str) -> Client:
+        """The client that makes a call."""
+        client = self._by_peer.get(peer)
+        if client is None:
+            raise Refusal("DENIED", "this connection did not come through the front door", why=peer)
+        return client
+
+    def same_process(self, identity: Identity, client: Client) -> bool:
+        """Whether a second connection, of `identity`, belongs to this client."""
+        return not client.reclaimed and client.identity == identity
+
+    def end_all(self, cause: str) -> None:
+        """Core stops."""
+        for client in [*self._by_identity.values(), *self._anonymous]:
+            client.end(cause)
+
+    def _admit(self, identity: Identity, pidfd: int | None) -> Client:
+        account = Account(
+            f"uid {identity.uid} pid {identity.pid}",
+            self._settings.client_ram,
+            self._settings.client_capabilities,
+            self._root,
+        )
+        client = Client(identity, account, self._settings.grace, self._ended)
+        if identity.pid:
+            self._by_identity[identity] = client
+        else:
+            self._anonymous.add(client)
+        if pidfd is not None:
+            self._watches[client] = pidfd
+            asyncio.get_running_loop().add_reader(pidfd, client.end, "client process ended")
+        log.info("client connected", uid=identity.uid, gid=identity.gid, pid=identity.pid)
+        return client
+
+    def _ended(self, client: Client, cause: str) -> None:
+        pidfd = self._watches.pop(client, None)
+        if pidfd is not None:
+            asyncio.get_running_loop().remove_reader(pidfd)
+            os.close(pidfd)
+        if self._by_identity.get(client.identity) is client:
+            del self._by_identity[client.identity]
+        self._anonymous.discard(client)
+        log.info("client ended", uid=client.identity.uid, pid=client.identity.pid, cause=cause)
+        self._reclaim(client, cause)

@@ -1,0 +1,187 @@
+"""The front door: the public socket, where the kernel tells who connects.
+
+gRPC in Python knows nothing of a UNIX peer. So core accepts here itself, reads SO_PEERCRED, and
+splices the bytes to the inner gRPC socket from an end that it binds to a unique abstract name; the
+servicer finds the client by `context.peer()`. Nobody else can choose such a name, since the inner
+socket lies in a directory of mode 0700.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+from collections import Counter
+from itertools import count
+from pathlib import Path
+from typing import cast
+
+import structlog
+
+from core_service.clients import Clients
+from core_service.identity import Identity, peer_identity, peer_pidfd
+
+log = structlog.get_logger()
+
+
+class FrontDoor:
+    """Accepts on the public socket and splices to the inner one."""
+
+    def __init__(self, clients: Clients, inner: Path, connections_per_user: int) -> None:
+        self._clients = clients
+        self._inner = inner
+        self._limit = connections_per_user
+        self._nonce = secrets.token_hex(8)
+        self._numbers = count(1)
+        self._by_user: Counter[int] = Counter()
+        self._open: set[_Outside] = set()
+        self._server: asyncio.AbstractServer | None = None
+
+    async def open(self, listening: socket.socket) -> None:
+        """Begin to accept on a bound socket, which this takes over."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(lambda: _Outside(self), sock=listening)
+
+    async def close(self) -> None:
+        """Stop accepting and drop all connections."""
+        if self._server:
+            self._server.close()
+        for outside in list(self._open):
+            outside.close()
+
+    def admit(self, connection: socket.socket) -> Admission | None:
+        """Name a new connection, or None when it is not let in."""
+        identity = peer_identity(connection)
+        if self._by_user[identity.uid] >= self._limit:
+            log.warning("too many connections", uid=identity.uid, limit=self._limit)
+            return None
+        try:
+            pidfd = peer_pidfd(connection, identity.pid)
+        except ProcessLookupError:
+            return None
+        name = f"vmsession-{self._nonce}-{next(self._numbers)}"
+        self._clients.connected(f"unix-abstract:{name}", identity, pidfd)
+        self._by_user[identity.uid] += 1
+        return Admission(self, name, identity)
+
+    async def splice(self, name: str, outside: _Outside) -> _Inside:
+        """Connect to the inner socket under `name`."""
+        inner = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            inner.bind(f"\0{name}")
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(inner, os.fspath(self._inner))
+            _, inside = await loop.create_connection(lambda: _Inside(outside), sock=inner)
+        except BaseException:
+            inner.close()
+            raise
+        return inside
+
+    def entered(self, outside: _Outside) -> None:
+        """A connection is open."""
+        self._open.add(outside)
+
+    def left(self, outside: _Outside) -> None:
+        """It is gone."""
+        self._open.discard(outside)
+
+    def forget(self, name: str, identity: Identity) -> None:
+        """An admission ends."""
+        self._clients.disconnected(f"unix-abstract:{name}")
+        self._by_user[identity.uid] -= 1
+        if not self._by_user[identity.uid]:
+            del self._by_user[identity.uid]
+
+
+class Admission:
+    """A connection that was let in: its inner name, until it ends."""
+
+    def __init__(self, door: FrontDoor, name: str, identity: Identity) -> None:
+        self._door = door
+        self.name = name
+        self._identity = identity
+
+    def end(self) -> None:
+        """The connection is gone."""
+        self._door.forget(self.name, self._identity)
+
+
+class _End(asyncio.Protocol):
+    """One end of a splice: what it reads, the other writes, no faster than that can."""
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport | None = None
+        self.other: _End | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self.other and self.other.transport:
+            self.other.transport.write(data)
+
+    def pause_writing(self) -> None:
+        if self.other and self.other.transport:
+            self.other.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self.other and self.other.transport and not self.other.transport.is_closing():
+            self.other.transport.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        if self.other:
+            self.other.close()
+
+    def close(self) -> None:
+        if self.transport:
+            self.transport.close()
+
+
+class _Inside(_End):
+    """The end towards the inner gRPC socket."""
+
+    def __init__(self, outside: _Outside) -> None:
+        super().__init__()
+        self.other = outside
+
+
+class _Outside(_End):
+    """The end towards the client. Nothing is read from it before the inner end is there."""
+
+    def __init__(self, door: FrontDoor) -> None:
+        super().__init__()
+        self._door = door
+        self._admission: Admission | None = None
+        self._splicing: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        assert self.transport
+        self.transport.pause_reading()
+        self._door.entered(self)
+        self._admission = self._door.admit(transport.get_extra_info("socket"))
+        if self._admission is None:
+            self.transport.abort()
+            return
+        self._splicing = asyncio.get_running_loop().create_task(self._splice(self._admission.name))
+
+    async def _splice(self, name: str) -> None:
+        assert self.transport
+        try:
+            self.other = await self._door.splice(name, self)
+        except OSError as error:
+            log.warning("cannot splice a connection", error=str(error))
+            self.transport.abort()
+            return
+        if self.transport.is_closing():
+            self.other.close()
+        else:
+            self.transport.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._door.left(self)
+        if self._admission:
+            self._admission.end()
+            self._admission = None

@@ -1,0 +1,45 @@
+"""What an operator can set. Policy by user comes with the configuration file; these are its defaults."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+GIB = 1 << 30
+
+
+def default_directory() -> Path:
+    """Where the sockets live: /run/vmsession for root, the user's runtime directory otherwise."""
+    if os.geteuid() == 0:
+        return Path("/run/vmsession")
+    return Path(os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.geteuid()}")) / "vmsession"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Paths and limits. RAM in bytes, times in seconds."""
+
+    directory: Path = field(default_factory=default_directory)
+    socket_mode: int = 0o660
+    ram: int = 64 * GIB
+    capabilities: int = 1_000_000
+    client_ram: int = 16 * GIB
+    client_capabilities: int = 65_536
+    connections_per_user: int = 512
+    grace: float = 5.0
+    keep_alive_interval: float = 5.0
+    ticket_life: float = 10.0
+    engine_start_limit: float = 10.0
+    engine_stop_limit: float = 5.0
+    history: int = 10_000
+
+    @property
+    def socket(self) -> Path:
+        """The public socket, for gRPC."""
+        return self.directory / "core.sock"
+
+    @property
+    def fd_socket(self) -> Path:
+        """The fd channel's socket."""
+        return self.directory / "fds.sock"
