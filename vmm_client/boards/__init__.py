@@ -1,0 +1,1 @@
+"""Boards: devices wired to one machine, without an engine and without a connection."""

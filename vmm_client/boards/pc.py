@@ -1,0 +1,126 @@
+"""The PC that a VMM plays for its guest: devices wired as in an AT, and nothing of the engine.
+
+Whoever runs the vCPU turns exits into the calls here, on one thread:
+
+- I/O and MMIO exits: `port_read`, `port_write`, `mmio_read`, `mmio_write`.
+- Before each run: `advance`, then `pending`; if the engine took that vector, `acknowledge`.
+- HLT: `halt`; then sleep until `next_deadline`, or until `wake` is called (input came).
+- `ended` says that the machine powered itself off, reset itself, or sleeps for ever.
+
+Only `receive` may be called from another thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from enum import Enum
+from typing import Final
+
+from vmm_client.boot.acpi import FixedHardware, write_tables
+from vmm_client.boot.entry import GuestMemory
+from vmm_client.devices.acpi_power import PowerControl, PowerEvents, PowerTimer
+from vmm_client.devices.pic8259 import CascadedPics
+from vmm_client.devices.pit8254 import Pit8254
+from vmm_client.devices.port61 import Port61
+from vmm_client.devices.reset import KeyboardController, Port92, ResetControl
+from vmm_client.devices.rtc_cmos import CENTURY, RtcCmos
+from vmm_client.devices.uart16550 import Uart16550
+from vmm_client.router import Router
+
+IRQ_TIMER: Final = 0
+IRQ_COM1: Final = 4
+IRQ_SCI: Final = 9
+
+COM1: Final = 0x3F8
+FIXED_HARDWARE: Final = FixedHardware(
+    sci=IRQ_SCI,
+    power_events=0x600,
+    power_control=0x604,
+    power_timer=0x608,
+    reset=0xCF9,
+    reset_value=0x06,
+    century=CENTURY,
+)
+
+
+class Ending(Enum):
+    """Why a machine will not run on."""
+
+    POWER_OFF = "power off"
+    RESET = "reset"
+    HALTED = "halted with interrupts off"
+
+
+class PC:
+    """`console` gets what the guest sends to COM1, `wake` is called from the thread of `receive`.
+    `clock` is monotonic, `wall` counts from 1970, both in nanoseconds."""
+
+    def __init__(
+        self,
+        console: Callable[[bytes], None],
+        *,
+        wake: Callable[[], None] = lambda: None,
+        clock: Callable[[], int] = time.monotonic_ns,
+        wall: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.router = Router()
+        self.ended: Ending | None = None
+        self.pics = CascadedPics()
+        self.pit = Pit8254(clock, self._irq(IRQ_TIMER))
+        self.uart = Uart16550(console, self._irq(IRQ_COM1), wake)
+        self.rtc = RtcCmos(wall)
+        self.next_deadline = self.pit.deadline
+        self.pending = self.pics.pending
+        self.acknowledge = self.pics.acknowledge
+        self.port_read = self.router.ports.read
+        self.port_write = self.router.ports.write
+        self.mmio_read = self.router.mmio.read
+        self.mmio_write = self.router.mmio.write
+        self.receive = self.uart.receive
+        self._wire(clock)
+
+    def startup(self, memory: GuestMemory) -> int:
+        """Writes what firmware would have left in `memory`; returns the ACPI RSDP's address."""
+        return write_tables(memory, FIXED_HARDWARE)
+
+    def advance(self, now: int) -> None:
+        """Lets the devices act on the time `now` and on input that came."""
+        self.pit.tick(now)
+        self.uart.poll()
+
+    def halt(self, *, interrupts_enabled: bool) -> None:
+        """Notes a HLT. With interrupts off nothing here can end it: no device raises an NMI."""
+        if not interrupts_enabled:
+            self._end(Ending.HALTED)
+
+    def _wire(self, clock: Callable[[], int]) -> None:
+        ports = self.router.ports
+        ports.add(0x20, 2, self.pics.master)
+        ports.add(0xA0, 2, self.pics.slave)
+        ports.add(0x4D0, 2, self.pics.edge_level)
+        ports.add(0x40, 4, self.pit)
+        ports.add(0x61, 1, Port61(self.pit, clock))
+        ports.add(0x70, 2, self.rtc)
+        ports.add(COM1, 8, self.uart)
+        ports.add(0x64, 1, KeyboardController(self._reset))
+        ports.add(0x92, 1, Port92(self._reset))
+        ports.add(FIXED_HARDWARE.reset, 1, ResetControl(self._reset))
+        ports.add(FIXED_HARDWARE.power_events, 4, PowerEvents(), width=4)
+        ports.add(FIXED_HARDWARE.power_control, 2, PowerControl(self._power_off), width=2)
+        ports.add(FIXED_HARDWARE.power_timer, 4, PowerTimer(clock), width=4)
+
+    def _irq(self, number: int) -> Callable[[int], None]:
+        line = self.pics.line
+        return lambda level: line(number, level)
+
+    def _reset(self) -> None:
+        self._end(Ending.RESET)
+
+    def _power_off(self) -> None:
+        self._end(Ending.POWER_OFF)
+
+    def _end(self, ending: Ending) -> None:
+        """The first ending is the one that counts."""
+        if self.ended is None:
+            self.ended = ending

@@ -1,0 +1,1 @@
+"""Boot protocols: they lay an image out in guest memory and say how the first vCPU enters it."""
