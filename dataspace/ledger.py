@@ -24,7 +24,17 @@ from dataspace.record import (
     now,
 )
 
-__all__ = ["Event", "EventKind", "Ledger", "Record", "Stamp", "State", "Totals"]
+__all__ = [
+    "DataspaceKind",
+    "Detail",
+    "Event",
+    "EventKind",
+    "Ledger",
+    "Record",
+    "Stamp",
+    "State",
+    "Totals",
+]
 
 HISTORY = 10_000
 _ADDRESS_LIMIT = 1 << 64

@@ -45,9 +45,7 @@ class Life:
         if state is None:
             raise InvalidTransition(self.name, event, f"is {self.state}")
         if state is not State.ALIVE and self._sessions:
-            raise InvalidTransition(
-                self.name, event, f"is attached in {len(self._sessions)} sessions"
-            )
+            raise InvalidTransition(self.name, event, "is attached")
         return state
 
     def check_writable(self, writable: bool) -> None:
