@@ -67,7 +67,7 @@ struct backend {
 	 * thread, also that of a vCPU that stands in an exchange. */
 	void (*written)(struct vm *, uint64_t gpa, uint64_t size);
 
-	/* Called on the vCPU's own thread. */
+	/* Called on the vCPU's own thread. A vcpu_create that fails leaves nothing to destroy. */
 	enum channel_status (*vcpu_create)(struct vcpu *, struct failure *);
 	void (*vcpu_destroy)(struct vcpu *);
 	/* Execute until vcpu_exchange() or vcpu_boundary() has answered RUN_ENDED. Returns only then. Begins at
@@ -78,7 +78,8 @@ struct backend {
 	 * be lost when the vCPU is just about to enter. */
 	void (*kick)(struct vcpu *);
 
-	/* On the vCPU's thread, at an instruction boundary only. */
+	/* On the vCPU's thread, at an instruction boundary only. Fills the registers wanted, and says in
+	 * out->valid which of them it could deliver; the rest of `out` stays as it is. */
 	void (*read_state)(struct vcpu *, const uint64_t wanted[2], struct vcpu_engine_half *out);
 	/* Apply charged registers; false when the state cannot be entered (EXIT_INVALID_STATE follows). `fpu` is
 	 * NULL when the FPU is not charged. Never sees REG_ACTIVITY charged where vcpu_boundary() is used. */
@@ -138,10 +139,10 @@ enum run_verdict vcpu_boundary(struct vcpu *);
 /* Whether anything waits for the next boundary: of the last reply, or by vcpu_attention(). */
 bool vcpu_owes_boundary(struct vcpu *);
 
-/* The guest executed HLT, of `length` bytes, and its rip is behind it; or it shut down. Called at the
- * boundary, instead of an exchange: the next vcpu_boundary() publishes the exit. read_state goes on
- * to report what the CPU has, and common code shows rip at the HLT. */
-void vcpu_halt(struct vcpu *, uint32_t length);
+/* The guest executed HLT at `ip`, of `length` bytes, and the CPU's rip is behind it; or it shut down.
+ * Called at the boundary, instead of an exchange: the next vcpu_boundary() publishes the exit. read_state
+ * goes on to report what the CPU has; common code shows rip at the HLT. */
+void vcpu_halt(struct vcpu *, uint64_t ip, uint32_t length);
 void vcpu_shut_down(struct vcpu *);
 
 /* Fill half->exit for a new exit: everything else zero. */

@@ -1,0 +1,213 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "boundary.h"
+
+#define RIP (1ull << REG_RIP)
+#define ACTIVITY (1ull << REG_ACTIVITY)
+#define HLT_LENGTH 1u /* of a HLT that the VMM says the vCPU stands at: F4 */
+
+static void charge_merge(struct vcpu_vmm_half *to, const struct vcpu_vmm_half *from)
+{
+	for (unsigned i = 0; from->charged[0] && i < REG_SCALARS; i++)
+		if (from->charged[0] >> i & 1)
+			to->scalar[i] = from->scalar[i];
+	for (unsigned i = 0; from->charged[1] && i < SEG_SEGMENTS; i++)
+		if (from->charged[1] >> i & 1)
+			to->segment[i] = from->segment[i];
+	to->charged[0] |= from->charged[0];
+	to->charged[1] |= from->charged[1];
+}
+
+void boundary_owe(struct vcpu *vcpu)
+{
+	struct owed *owed = &vcpu->common->owed;
+	const struct vcpu_reply *reply = &vcpu->reply.reply;
+	owed->complete |= (reply->flags & REPLY_COMPLETE) != 0;
+	if (reply->injection) {
+		owed->injection = reply->injection;
+		owed->injection_error = reply->injection_error;
+	}
+	charge_merge(&owed->registers, &vcpu->reply);
+}
+
+static bool owes(const struct owed *owed)
+{
+	return owed->complete || owed->injection || owed->registers.charged[0] || owed->registers.charged[1];
+}
+
+bool vcpu_owes_boundary(struct vcpu *vcpu)
+{
+	return owes(&vcpu->common->owed) || vcpu_attention(vcpu) != ATTENTION_NONE;
+}
+
+static uint64_t read_rip(struct vcpu *vcpu)
+{
+	static const uint64_t wanted[2] = {RIP, 0};
+	boundary_read(vcpu, wanted);
+	return vcpu->half->scalar[REG_RIP];
+}
+
+/* The CPU's rip stands behind a HLT while the vCPU is halted, and what the VMM sees and says stands at it. */
+static void charge_halt(struct vcpu *vcpu, struct vcpu_vmm_half *charged)
+{
+	struct vcpu_common *common = vcpu->common;
+	if (common->activity == ACTIVITY_HALTED && !(charged->charged[0] & RIP))
+		return;
+	uint64_t ip = charged->charged[0] & RIP ? charged->scalar[REG_RIP] : read_rip(vcpu);
+	vcpu_halt(vcpu, ip, HLT_LENGTH);
+	charged->scalar[REG_RIP] = ip + HLT_LENGTH;
+	charged->charged[0] |= RIP;
+}
+
+static void charge_activity(struct vcpu *vcpu, struct vcpu_vmm_half *charged)
+{
+	enum vcpu_activity activity = (enum vcpu_activity)charged->scalar[REG_ACTIVITY];
+	charged->charged[0] &= ~ACTIVITY;
+	if (activity == ACTIVITY_HALTED)
+		charge_halt(vcpu, charged);
+	else
+		vcpu->common->activity = activity;
+}
+
+bool boundary_charge(struct vcpu *vcpu, struct vcpu_vmm_half *charged, const uint8_t *fpu)
+{
+	if (charged->charged[0] & ACTIVITY)
+		charge_activity(vcpu, charged);
+	else if (charged->charged[0] & RIP)
+		vcpu->common->activity = ACTIVITY_ACTIVE; /* the VMM's explicit advance */
+	if (!charged->charged[0] && !charged->charged[1])
+		return true;
+	return backend.write_state(vcpu, charged, fpu);
+}
+
+static void show_activity(struct vcpu *vcpu, uint64_t wanted)
+{
+	const struct vcpu_common *common = vcpu->common;
+	if (common->activity == ACTIVITY_HALTED)
+		vcpu->half->scalar[REG_RIP] = common->halt_ip;
+	vcpu->half->scalar[REG_ACTIVITY] = common->activity;
+	vcpu->half->valid[0] |= wanted & ACTIVITY;
+}
+
+void boundary_read(struct vcpu *vcpu, const uint64_t wanted[2])
+{
+	uint64_t known[2] = {wanted[0] & backend.registers[0], wanted[1] & backend.registers[1]};
+	if (!vcpu->page)
+		known[1] &= ~(1ull << VCPU_FPU_BIT); /* the stream transport has no place for the area */
+	vcpu->half->valid[0] = vcpu->half->valid[1] = 0;
+	if (!known[0] && !known[1])
+		return;
+	backend.read_state(vcpu, known, vcpu->half);
+	show_activity(vcpu, known[0]);
+}
+
+static bool interruptible(struct vcpu *vcpu)
+{
+	return backend.event_flags(vcpu) & EXIT_INTERRUPTIBLE && vcpu->common->activity != ACTIVITY_SHUTDOWN;
+}
+
+static bool inject(struct vcpu *vcpu, uint32_t injection, uint32_t error)
+{
+	bool interrupt = (injection >> INJECT_TYPE_SHIFT & 7) == INJECT_INTERRUPT;
+	if (vcpu->common->activity == ACTIVITY_SHUTDOWN || (interrupt && !interruptible(vcpu)))
+		return false;
+	return backend.inject(vcpu, injection, error);
+}
+
+static void inject_owed(struct vcpu *vcpu)
+{
+	struct owed *owed = &vcpu->common->owed;
+	if (!owed->injection)
+		return;
+	bool taken = inject(vcpu, owed->injection, owed->injection_error);
+	vcpu->common->injection_result = taken ? INJECTION_TAKEN : INJECTION_NOT_TAKEN;
+	owed->injection = 0;
+	if (taken)
+		vcpu->common->activity = ACTIVITY_ACTIVE; /* it wakes from HLT, whose end the CPU already stands at */
+}
+
+static bool charge_owed(struct vcpu *vcpu)
+{
+	struct owed *owed = &vcpu->common->owed;
+	const uint8_t *fpu = owed->registers.charged[1] >> VCPU_FPU_BIT & 1 ? vcpu->fpu_charged : NULL;
+	bool entered = boundary_charge(vcpu, &owed->registers, fpu);
+	owed->registers.charged[0] = owed->registers.charged[1] = 0;
+	return entered;
+}
+
+static bool take(bool *owed)
+{
+	bool was = *owed;
+	*owed = false;
+	return was;
+}
+
+static void state_refused(struct vcpu *vcpu)
+{
+	struct owed *owed = &vcpu->common->owed;
+	if (owed->injection)
+		vcpu->common->injection_result = INJECTION_NOT_TAKEN;
+	owed->injection = 0;
+	owed->complete = false;
+	vcpu_exit(vcpu, EXIT_INVALID_STATE, backend.event_flags(vcpu))->detail = REFUSED_STATE;
+}
+
+static void repeat_activity(struct vcpu *vcpu)
+{
+	const struct vcpu_common *common = vcpu->common;
+	if (common->activity == ACTIVITY_SHUTDOWN) {
+		vcpu_exit(vcpu, EXIT_SHUTDOWN, backend.event_flags(vcpu));
+		return;
+	}
+	struct vcpu_exit *exit = vcpu_exit(vcpu, EXIT_HLT, backend.event_flags(vcpu) | EXIT_IP_VALID);
+	exit->ip = common->halt_ip;
+	exit->instruction_length = common->halt_length;
+}
+
+/* Fill the exit that is due at this boundary, if any. */
+static bool exit_due(struct vcpu *vcpu, unsigned attention)
+{
+	if (!charge_owed(vcpu)) {
+		state_refused(vcpu);
+		return true;
+	}
+	inject_owed(vcpu);
+	if (take(&vcpu->common->owed.complete))
+		vcpu_exit(vcpu, EXIT_COMPLETED, backend.event_flags(vcpu));
+	else if (attention & ATTENTION_PAUSE)
+		vcpu_exit(vcpu, EXIT_PAUSED, backend.event_flags(vcpu));
+	else if (attention & ATTENTION_WINDOW && interruptible(vcpu))
+		vcpu_exit(vcpu, EXIT_WINDOW, backend.event_flags(vcpu));
+	else if (vcpu->common->activity != ACTIVITY_ACTIVE)
+		repeat_activity(vcpu);
+	else
+		return false;
+	return true;
+}
+
+enum run_verdict vcpu_boundary(struct vcpu *vcpu)
+{
+	vcpu->common->mid_instruction = false;
+	for (;;) {
+		unsigned attention = vcpu_attention(vcpu);
+		if (attention & ATTENTION_END)
+			return RUN_ENDED;
+		if (attention & ATTENTION_HOLD)
+			vcpu_hold_point(vcpu);
+		if (!exit_due(vcpu, attention))
+			return RUN_GO;
+		if (vcpu_exchange(vcpu) == RUN_ENDED)
+			return RUN_ENDED;
+	}
+}
+
+void vcpu_halt(struct vcpu *vcpu, uint64_t ip, uint32_t length)
+{
+	vcpu->common->activity = ACTIVITY_HALTED;
+	vcpu->common->halt_ip = ip;
+	vcpu->common->halt_length = length;
+}
+
+void vcpu_shut_down(struct vcpu *vcpu)
+{
+	vcpu->common->activity = ACTIVITY_SHUTDOWN;
+}

@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "control.h"
+
+#include <string.h>
+#include <unistd.h>
+
+#include "channel_io.h"
+#include "failure.h"
+#include "memory.h"
+#include "vcpu.h"
+
+/* A handler answers by its status; one that has answered itself says so. */
+#define ANSWERED ((enum channel_status)-1)
+
+typedef enum channel_status handler(struct vm *, const struct packet *, struct failure *);
+
+static enum channel_status create_vcpu(struct vm *vm, const struct packet *packet, struct failure *failure)
+{
+	const struct channel_vcpu *request = &packet->message.vcpu;
+	if (request->transport > VCPU_TRANSPORT_STREAM)
+		return failed(failure, CHANNEL_BAD_MESSAGE, "transport %u: there are %u and %u", request->transport,
+			      VCPU_TRANSPORT_PAGE, VCPU_TRANSPORT_STREAM);
+	if ((request->transport == VCPU_TRANSPORT_PAGE) != (packet->fd >= 0))
+		return failed(failure, CHANNEL_BAD_MESSAGE, "a page's descriptor belongs to the page transport");
+	return vcpu_start(vm, request->index, request->transport, packet->fd, failure);
+}
+
+static enum channel_status map(struct vm *vm, const struct packet *packet, struct failure *failure)
+{
+	const struct channel_range *range = &packet->message.range;
+	if (packet->fd < 0)
+		return failed(failure, CHANNEL_BAD_MESSAGE, "map without the dataspace's descriptor");
+	if (range->flags & ~(CHANNEL_WRITABLE | CHANNEL_EXECUTABLE))
+		return failed(failure, CHANNEL_BAD_MESSAGE, "map flags %#x: %#x are known", range->flags,
+			      CHANNEL_WRITABLE | CHANNEL_EXECUTABLE);
+	return memory_map(vm, range, packet->fd, failure);
+}
+
+static enum channel_status unmap(struct vm *vm, const struct packet *packet, struct failure *failure)
+{
+	return memory_unmap(vm, &packet->message.range, failure);
+}
+
+static enum channel_status written(struct vm *vm, const struct packet *packet, struct failure *failure)
+{
+	return memory_written(vm, &packet->message.range, failure);
+}
+
+static enum channel_status find(struct vm *vm, uint32_t index, struct vcpu **vcpu, struct failure *failure)
+{
+	*vcpu = vcpu_find(vm, index);
+	return *vcpu ? CHANNEL_OK : failed(failure, CHANNEL_NO_VCPU, "no vCPU %u", index);
+}
+
+static enum channel_status request_pause(struct vm *vm, const struct packet *packet, struct failure *failure)
+{
+	struct vcpu *vcpu;
+	enum channel_status status = find(vm, packet->message.vcpu.index, &vcpu, failure);
+	if (status == CHANNEL_OK)
+		vcpu_request(vcpu, &vcpu->common->pause);
+	return status;
+}
+
+static enum channel_status request_window(struct vm *vm, const struct packet *packet, struct failure *failure)
+{
+	struct vcpu *vcpu;
+	enum channel_status status = find(vm, packet->message.vcpu.index, &vcpu, failure);
+	if (status == CHANNEL_OK)
+		vcpu_request(vcpu, &vcpu->common->window);
+	return status;
+}
+
+/* CHANNEL_RUN, CHANNEL_GET_STATE, CHANNEL_SET_STATE: the stopped vCPU's own thread serves them. */
+static enum channel_status command(struct vm *vm, const struct packet *packet, struct failure *failure)
+{
+	const struct channel_run *run = &packet->message.run;
+	struct vcpu_engine_half state;
+	struct command command = {.type = run->header.type, .run = run, .state = &state, .failure = failure};
+	struct vcpu *vcpu;
+	enum channel_status status = find(vm, run->index, &vcpu, failure);
+	if (status == CHANNEL_OK)
+		status = vcpu_command(vcpu, &command);
+	if (status != CHANNEL_OK || command.type != CHANNEL_GET_STATE)
+		return status;
+	channel_send_state(run->header.id, run->index, &state);
+	return ANSWERED;
+}
+
+static const struct {
+	size_t size;
+	bool takes_fd;
+	handler *handle;
+} requests[] = {
+	[CHANNEL_CREATE_VCPU] = {sizeof(struct channel_vcpu), true, create_vcpu},
+	[CHANNEL_MAP] = {sizeof(struct channel_range), true, map},
+	[CHANNEL_UNMAP] = {sizeof(struct channel_range), false, unmap},
+	[CHANNEL_RUN] = {sizeof(struct channel_run), false, command},
+	[CHANNEL_PAUSE] = {sizeof(struct channel_vcpu), false, request_pause},
+	[CHANNEL_WINDOW] = {sizeof(struct channel_vcpu), false, request_window},
+	[CHANNEL_GET_STATE] = {sizeof(struct channel_run), false, command},
+	[CHANNEL_SET_STATE] = {sizeof(struct channel_run), false, command},
+	[CHANNEL_WRITTEN] = {sizeof(struct channel_range), false, written},
+};
+
+static enum channel_status handle(struct vm *vm, const struct packet *packet, struct failure *failure)
+{
+	uint32_t type = packet->message.header.type;
+	if (packet->size < sizeof(packet->message.header))
+		return failed(failure, CHANNEL_BAD_MESSAGE, "%zu bytes are no header", packet->size);
+	if (packet->malformed)
+		return failed(failure, CHANNEL_BAD_MESSAGE, "packet truncated, or several descriptors");
+	if (type >= sizeof(requests) / sizeof(requests[0]) || !requests[type].handle)
+		return failed(failure, CHANNEL_BAD_MESSAGE, "unknown message type %u", type);
+	if (packet->size != requests[type].size)
+		return failed(failure, CHANNEL_BAD_MESSAGE, "message type %u: %zu bytes, %zu wanted", type,
+			      packet->size, requests[type].size);
+	if (packet->fd >= 0 && !requests[type].takes_fd)
+		return failed(failure, CHANNEL_BAD_MESSAGE, "message type %u takes no descriptor", type);
+	return requests[type].handle(vm, packet, failure);
+}
+
+void control_serve(struct vm *vm)
+{
+	struct packet packet;
+	while (channel_receive(&packet) == CHANNEL_PACKET) {
+		struct failure failure = {0};
+		enum channel_status status = handle(vm, &packet, &failure);
+		if (packet.fd >= 0)
+			close(packet.fd);
+		uint32_t id = packet.size < sizeof(packet.message.header) ? 0 : packet.message.header.id;
+		if (status != ANSWERED)
+			channel_send_response(id, status, &failure);
+	}
+}

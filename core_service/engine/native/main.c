@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * An engine: one process, one VM. Core starts it with the channel as descriptor CHANNEL_FD; its end, by
+ * whatever cause, is the end of the process.
+ */
+#include <linux/close_range.h>
+#include <stdio.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "channel_io.h"
+#include "control.h"
+#include "failure.h"
+#include "kicker.h"
+#include "signals.h"
+#include "vcpu.h"
+#include "vm.h"
+
+#define UNWIND_LIMIT_SECONDS 5
+
+static void confine(void)
+{
+	syscall(SYS_close_range, CHANNEL_FD + 1, ~0u, 0);
+	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+}
+
+static void begin(struct vm *vm)
+{
+	struct failure failure = {0};
+	enum channel_status status = backend.vm_create(vm, &failure);
+	if (status == CHANNEL_OK)
+		status = kicker_start(vm, &failure);
+	if (status != CHANNEL_OK)
+		channel_die(status, &failure);
+	channel_send_hello(vm);
+}
+
+static void end(struct vm *vm)
+{
+	/* A backend that hangs must not keep guest memory alive: SIGALRM ends the process. */
+	alarm(UNWIND_LIMIT_SECONDS);
+	atomic_store(&vm->common->ending, 1);
+	kicker_join(vm);
+	vcpu_end_all(vm);
+	memory_free(vm);
+	if (backend.vm_destroy)
+		backend.vm_destroy(vm);
+	close(CHANNEL_FD);
+}
+
+int main(int argc, char **argv)
+{
+	(void)argc;
+	if (!channel_valid()) {
+		fprintf(stderr, "%s: an engine is started by vmcore: descriptor %d is no channel\n", argv[0],
+			CHANNEL_FD);
+		return 2;
+	}
+	static struct vm_common common = {.hold_lock = PTHREAD_MUTEX_INITIALIZER};
+	static struct vm vm = {.common = &common};
+	confine();
+	signals_prepare();
+	begin(&vm);
+	control_serve(&vm);
+	end(&vm);
+	return 0;
+}

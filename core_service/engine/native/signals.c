@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "signals.h"
+
+#include <signal.h>
+#include <stddef.h>
+
+#define KICK_SIGNAL SIGRTMIN
+
+static void interrupt(int number)
+{
+	(void)number;
+}
+
+void signals_prepare(void)
+{
+	/* without SA_RESTART: KVM_RUN is to return */
+	struct sigaction action = {.sa_handler = interrupt};
+	sigemptyset(&action.sa_mask);
+	sigaction(KICK_SIGNAL, &action, NULL);
+
+	/* core may have started us with signals blocked */
+	sigset_t kick;
+	sigemptyset(&kick);
+	sigaddset(&kick, KICK_SIGNAL);
+	pthread_sigmask(SIG_UNBLOCK, &kick, NULL);
+}
+
+void signals_kick(pthread_t thread)
+{
+	pthread_kill(thread, KICK_SIGNAL);
+}

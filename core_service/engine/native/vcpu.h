@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * A vCPU as common code sees it: phases, the exchange of an exit for a reply, and commands of core.
+ *
+ * Phases and their transitions. The vCPU's own thread makes all of them but one.
+ *
+ *	CREATING ──▶ STOPPED          vcpu_create succeeded; or ──▶ ENDED
+ *	STOPPED  ──▶ REPLYING         run_seq moved: the reply is being copied and checked
+ *	STOPPED  ──▶ CLAIMED          by the control thread: it posts a command
+ *	CLAIMED  ──▶ STOPPED          the command was served
+ *	CLAIMED  ──▶ REPLYING         the command was an accepted CHANNEL_RUN
+ *	REPLYING ──▶ STOPPED          refused or FETCH: an exit is published again
+ *	REPLYING ──▶ GUEST            the backend executes
+ *	GUEST    ──▶ STOPPED          an exit is published
+ *	GUEST    ──▶ HELD ──▶ GUEST   somebody changes memory
+ *	any      ──▶ ENDED            the VM ends
+ */
+#ifndef VMSESSION_VCPU_H
+#define VMSESSION_VCPU_H
+
+#include "engine.h"
+#include "page_wait.h"
+
+enum vcpu_phase {
+	PHASE_CREATING,
+	PHASE_ENDED,
+	PHASE_STOPPED,
+	PHASE_CLAIMED,
+	PHASE_REPLYING,
+	PHASE_GUEST,
+	PHASE_HELD,
+};
+
+/* A request that is only counted: asked by the channel or in the page, acknowledged as far as it was seen. */
+struct request {
+	_Atomic uint32_t channel_seq; /* the control thread counts up */
+	uint32_t channel_ack, page_ack; /* the vCPU's thread */
+};
+
+/* What the control thread asks of a stopped vCPU's thread. Lives on the control thread's stack until done. */
+struct command {
+	uint32_t type; /* CHANNEL_RUN, CHANNEL_GET_STATE or CHANNEL_SET_STATE */
+	const struct channel_run *run;
+	struct vcpu_engine_half *state; /* filled by CHANNEL_GET_STATE */
+	struct failure *failure;
+	enum channel_status status;
+};
+
+/* What waits for the next instruction boundary. */
+struct owed {
+	bool complete;
+	uint32_t injection;
+	uint32_t injection_error;
+	struct vcpu_vmm_half registers; /* charged, scalar, segment */
+};
+
+struct vcpu_common {
+	_Atomic uint32_t phase;
+	uint32_t exit_seq; /* the vCPU's thread counts; others read it only in a phase they own */
+
+	/* commands: posted in phase CLAIMED, served by the vCPU's thread */
+	struct command *_Atomic command;
+	_Atomic uint32_t control_seq; /* moves with every command and at the end */
+	_Atomic uint32_t served_seq;  /* moves with every command served */
+
+	/* Whether the vCPU stands in the middle of an instruction; others read it while it is held. */
+	_Atomic bool mid_instruction;
+
+	struct request pause, window;
+	struct page_spinner spinner;
+	uint32_t kick_seen; /* the kicker thread's */
+
+	/* instruction boundary, see boundary.c */
+	struct owed owed;
+	enum vcpu_activity activity;
+	uint64_t halt_ip;
+	uint32_t halt_length;
+	enum vcpu_injection_result injection_result; /* goes into the next exit */
+
+	struct failure failure; /* of vcpu_create */
+};
+
+/* Control thread, see vcpu_control.c. */
+
+/* Start a vCPU's thread and wait until it is STOPPED. `page_fd` is -1 with the stream transport; it stays the
+ * caller's. */
+enum channel_status vcpu_start(struct vm *, uint32_t index, uint32_t transport, int page_fd, struct failure *);
+/* NULL when there is none. */
+struct vcpu *vcpu_find(struct vm *, uint32_t index);
+/* Have a command served by a stopped vCPU; CHANNEL_NOT_STOPPED when it is not. */
+enum channel_status vcpu_command(struct vcpu *, struct command *);
+/* Count up a request and make the vCPU look at it. */
+void vcpu_request(struct vcpu *, struct request *);
+/* End all vCPUs and free them. vm_common.ending is set. */
+void vcpu_end_all(struct vm *);
+
+/* The vCPU's thread. The first run, which answers no exit, and EXIT_STARTUP with all registers. */
+enum run_verdict vcpu_start_up(struct vcpu *);
+
+/* The page's words are plain integers in the ABI; C11 allows no atomic access to them without a cast. */
+#define SHARED_WORD(field) ((_Atomic uint32_t *)&(field))
+
+#endif
