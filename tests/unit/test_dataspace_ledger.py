@@ -174,6 +174,10 @@ def test_unknown_names(ledger: Ledger, log: Log, change: str) -> None:
     assert log.events == []
 
 
+def create_another(ledger: Ledger) -> None:
+    ledger.create("dataspaces/2", "ram", PAGE, "uid 1000")
+
+
 @pytest.mark.parametrize("change", ["created", *CHANGES])
 def test_nothing_changes_that_the_sink_did_not_take(ledger: Ledger, log: Log, change: str) -> None:
     ledger.create(NAME, "ram", PAGE, "uid 1000")
@@ -181,9 +185,7 @@ def test_nothing_changes_that_the_sink_did_not_take(ledger: Ledger, log: Log, ch
         ledger.attach(NAME, VM, 0, PAGE, 0, True)
     if change == "released":
         ledger.hold(NAME)
-    perform = CHANGES.get(
-        change, lambda ledger: ledger.create("dataspaces/2", "ram", PAGE, "uid 1000")
-    )
+    perform = CHANGES.get(change, create_another)
     before = (ledger.all(), ledger.totals(), ledger.revision)
     log.full = True
     with pytest.raises(LogFullError):
