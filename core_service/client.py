@@ -53,6 +53,7 @@ class Client:
         self._leases = 0
         self._timer: asyncio.TimerHandle | None = None
         self._requests: OrderedDict[Key, tuple[bytes, asyncio.Future[Any]]] = OrderedDict()
+        self._mutations: set[asyncio.Future[Any]] = set()
         self._deaths: OrderedDict[str, str] = OrderedDict()
         self._start_grace()
 
@@ -111,7 +112,7 @@ class Client:
         """Carry out a mutation to its end, whatever becomes of the call that asked for it: cancelled
         or not, it is whole or leaves nothing. A `request_id` seen before gives the first answer."""
         if not request.request_id:
-            return await asyncio.shield(asyncio.ensure_future(make()))
+            return await asyncio.shield(self._begin(make))
         if len(request.request_id) > REQUEST_ID_LIMIT:
             raise invalid(
                 "request_id", request.request_id, f"at most {REQUEST_ID_LIMIT} characters"
@@ -119,7 +120,7 @@ class Client:
         key = (type(request).__name__, request.request_id)
         body = request.SerializeToString(deterministic=True)
         if key not in self._requests:
-            self._remember(key, body, asyncio.ensure_future(make()))
+            self._remember(key, body, self._begin(make))
         first_body, answer = self._requests[key]
         if first_body != body:
             raise Refusal(
@@ -128,6 +129,23 @@ class Client:
                 name=request.request_id,
             )
         return cast("Answer", await asyncio.shield(answer))
+
+    async def settled(self) -> None:
+        """Wait until no mutation of this client is under way."""
+        while self._mutations:
+            await asyncio.wait(self._mutations)
+
+    def _begin(self, make: Callable[[], Awaitable[Answer]]) -> asyncio.Future[Answer]:
+        self.must_live()
+        mutation = asyncio.ensure_future(make())
+        self._mutations.add(mutation)
+        mutation.add_done_callback(self._mutation_done)
+        return mutation
+
+    def _mutation_done(self, mutation: asyncio.Future[Any]) -> None:
+        self._mutations.discard(mutation)
+        if not mutation.cancelled():
+            mutation.exception()  # seen: the caller may have gone meanwhile
 
     def _remember(self, key: Key, body: bytes, answer: asyncio.Future[Any]) -> None:
         self._requests[key] = (body, answer)

@@ -11,11 +11,11 @@ import structlog
 
 from core_service.client import Client
 from core_service.refusal import Refusal
-from dataspace.quota import Account
 
 if TYPE_CHECKING:
     from core_service.identity import Identity
     from core_service.settings import Settings
+    from core_service.users import Users
 
 log = structlog.get_logger()
 
@@ -26,9 +26,9 @@ class Clients:
     """One `Client` for each process, however many connections it has. A process in another PID
     namespace cannot be told from others of its user, so there each connection is a client."""
 
-    def __init__(self, settings: Settings, root: Account, reclaim: Reclaim) -> None:
+    def __init__(self, settings: Settings, users: Users, reclaim: Reclaim) -> None:
         self._settings = settings
-        self._root = root
+        self._users = users
         self._reclaim = reclaim
         self._by_identity: dict[Identity, Client] = {}
         self._by_peer: dict[str, Client] = {}
@@ -37,6 +37,11 @@ class Clients:
 
     def __len__(self) -> int:
         return len(self._by_identity) + len(self._anonymous)
+
+    @property
+    def watched(self) -> int:
+        """Clients whose process is watched, by one fd each."""
+        return len(self._watches)
 
     def connected(self, peer: str, identity: Identity, pidfd: int | None) -> Client:
         """A connection arrived, which gRPC will show as `peer`. Takes ownership of the pidfd."""
@@ -72,11 +77,11 @@ class Clients:
             client.end(cause)
 
     def _admit(self, identity: Identity, pidfd: int | None) -> Client:
-        account = Account(
-            f"uid {identity.uid} pid {identity.pid}",
+        account = self._users.open_client(
+            identity.uid,
+            f"client uid {identity.uid} pid {identity.pid}",
             self._settings.client_ram,
             self._settings.client_capabilities,
-            self._root,
         )
         client = Client(identity, account, self._settings.grace, self._ended)
         if identity.pid:

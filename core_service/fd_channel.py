@@ -45,6 +45,9 @@ class FdChannels:
         self._listening: socket.socket | None = None
         self._open: set[FdChannel] = set()
 
+    def __len__(self) -> int:
+        return len(self._open)
+
     def open(self, listening: socket.socket) -> None:
         """Begin to accept on a bound socket, which this takes over."""
         listening.setblocking(False)

@@ -7,6 +7,7 @@ knows. The ledger records; it maps, allocates and charges nothing.
 
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import get_args
 
 from dataspace.attachments import Attachment
 from dataspace.errors import DuplicateDataspace, InvalidDataspace, UnknownDataspace
@@ -83,9 +84,9 @@ class Ledger:
         """Record a new dataspace of `size` bytes, charged to `holder`.
 
         Names are never to be reused; the ledger refuses those it has on record. Raises
-        DuplicateDataspace, InvalidDataspace (no name, kind neither ram nor rom, size).
+        DuplicateDataspace, InvalidDataspace (no name, unknown kind, size).
         """
-        if not name or kind not in ("ram", "rom"):
+        if not name or kind not in get_args(DataspaceKind):
             raise InvalidDataspace("no name, or no such kind", name=name, kind=kind)
         check_dataspace_size(size)
         if name in self._living or name in self._freed:

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from dataspace.attachments import Attachment
 
-DataspaceKind = Literal["ram", "rom"]
+DataspaceKind = Literal["ram", "rom", "vcpu_page"]
 Detail = Mapping[str, int | str | bool]
 
 

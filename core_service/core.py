@@ -1,0 +1,165 @@
+"""Core: everything it keeps, and what happens to it when a client ends or core stops."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import structlog
+
+from core_service.clients import Clients
+from core_service.dataspaces import Dataspaces
+from core_service.engine.catalog import Catalog
+from core_service.names import Names
+from core_service.refusal import Refusal, invalid, not_found
+from core_service.session import CAPABILITY_QUOTA, RAM_QUOTA, Session, check_label
+from core_service.tickets import Tickets
+from core_service.users import Users
+from dataspace.ledger import Ledger
+from dataspace.quota import Account
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from core_service.client import Client
+    from core_service.settings import Settings
+    from core_service.vcpu import Vcpu
+
+log = structlog.get_logger()
+
+
+class Core:
+    """The service without its sockets: clients, sessions, dataspaces, engines."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.names = Names()
+        self.users = Users(
+            Account("core", settings.ram, settings.capabilities),
+            settings.ram,
+            settings.capabilities,
+        )
+        self.ledger = Ledger(history=settings.history)
+        self.dataspaces = Dataspaces(self.ledger, self.users)
+        self.clients = Clients(settings, self.users, self._reclaim_soon)
+        self.tickets = Tickets(settings.ticket_life)
+        self.engines = Catalog(settings)
+        self.sessions: dict[str, Session] = {}
+        self.stopping = False
+        self.on_client_end: Callable[[Client], None] = lambda client: None
+        self.on_session_death: Callable[[Client, str, str], None] = lambda client, name, why: None
+        self._reclaiming: set[asyncio.Task[None]] = set()
+
+    # -- sessions
+
+    async def create_session(
+        self, client: Client, label: str, engine: str, ram: int, capabilities: int
+    ) -> Session:
+        """Start an engine and make a session of it. Raises Refusal, OutOfCaps."""
+        check_label(label)
+        if self.stopping:
+            raise Refusal("SHUTTING_DOWN", "core is stopping; retry with the next one")
+        client.must_live()
+        name = self.names.new("sessions")
+        with client.account.charged(caps=1):
+            account = Account(
+                name, ram or RAM_QUOTA, capabilities or CAPABILITY_QUOTA, client.account
+            )
+            try:
+                process = await self.engines.start(engine)
+            except BaseException:
+                account.close()
+                raise
+        session = Session(name, label, client, account, process, self.dataspaces)
+        self.sessions[name] = client.sessions[name] = session
+        process.on_end = lambda why: self._engine_ended(session, why)
+        log.info("session opened", session=name, engine=process.name, engine_pid=process.pid)
+        if client.reclaimed or self.stopping:
+            await self.close_session(session, "client ended")
+            client.must_live()
+        return session
+
+    async def close_session(self, session: Session, cause: str) -> None:
+        """End a session and forget it."""
+        await session.close(cause)
+        if self.sessions.pop(session.name, None):
+            del session.client.sessions[session.name]
+            session.client.account.refund(caps=1)
+
+    def session_of(self, client: Client, name: str) -> Session:
+        """A client's session. Raises Refusal NOT_FOUND, ENGINE_DIED."""
+        session = client.sessions.get(name)
+        if session is None or (session.engine.died is None and session.closing):
+            why = client.death_of(name)
+            raise Refusal("ENGINE_DIED", why, why=why) if why else not_found(name)
+        if session.engine.died:
+            raise Refusal("ENGINE_DIED", session.engine.died, why=session.engine.died)
+        return session
+
+    def vcpu_of(self, client: Client, name: str) -> tuple[Session, Vcpu]:
+        """A client's vCPU with its session. Raises Refusal NOT_FOUND, ENGINE_DIED."""
+        session_name, separator, index = name.partition("/vcpus/")
+        if not separator:
+            raise not_found(name)
+        session = self.session_of(client, session_name)
+        return session, session.vcpu(index)
+
+    def _engine_ended(self, session: Session, why: str) -> None:
+        """An engine died of itself: its session goes, everything else stays."""
+        log.warning("engine ended", session=session.name, why=why)
+        session.client.session_died(session.name, why)
+        self.on_session_death(session.client, session.name, why)
+        self._in_background(self.close_session(session, f"engine ended: {why}"))
+
+    # -- fds
+
+    def hand_out(self, client: Client, request: str) -> int:
+        """A new fd for the fd channel; the caller closes it. Raises Refusal, DataspaceError."""
+        name, _, rights = request.partition(" ")
+        if rights not in {"", "read-only"}:
+            raise invalid("rights", rights, "nothing, or read-only")
+        if "/vcpus/" in name:
+            _, vcpu = self.vcpu_of(client, name)
+            if vcpu.page is None:
+                raise Refusal("WRONG_TRANSPORT", f"{name} has no page: it has the stream transport")
+            return vcpu.page.memory.open(writable=True)
+        dataspace = self.dataspaces.of(client, name)
+        writable = dataspace.memory.writable and not rights
+        fd = dataspace.memory.open(writable)
+        self.ledger.hand_out(name, writable, actor=str(client.identity.pid))
+        return fd
+
+    # -- the end of clients and of core
+
+    def _reclaim_soon(self, client: Client, cause: str) -> None:
+        self.on_client_end(client)
+        self._in_background(self._reclaim(client, cause))
+
+    async def _reclaim(self, client: Client, cause: str) -> None:
+        """vCPUs, then mappings, then memory, then quota."""
+        await client.settled()
+        sessions = list(client.sessions.values())
+        await asyncio.gather(*(self.close_session(session, cause) for session in sessions))
+        for name in list(client.dataspaces):
+            await self.dataspaces.free(client, name, cause)
+        self.users.close_client(client.identity.uid, client.account)
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._reclaiming.add(task)
+        task.add_done_callback(self._background_done)
+
+    def _background_done(self, task: asyncio.Task[None]) -> None:
+        self._reclaiming.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("reclaiming failed", exc_info=error)
+
+    async def stop(self) -> None:
+        """End all clients, and wait until nothing of them is left."""
+        self.stopping = True
+        self.clients.end_all("core stops")
+        while self._reclaiming:
+            await asyncio.wait(self._reclaiming)
+        self.tickets.close()
+        self.dataspaces.close()
+        await self.engines.close()

@@ -1,0 +1,143 @@
+"""The engines that core knows, best first, and whether they start here."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from core_service.engine.process import EngineFailedError, EngineProcess
+from core_service.refusal import Refusal
+
+if TYPE_CHECKING:
+    from core_service.engine.protocol import Hello
+    from core_service.settings import Settings
+
+EXECUTABLES: Final = Path(__file__).parent / "native" / "bin"
+SURVEY_AGE: Final = 2.0  # seconds that the result of a survey is good for
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """An engine that core knows: its executable, and the environment that it needs."""
+
+    name: str
+    environment: Callable[[], dict[str, str]]
+
+    @property
+    def executable(self) -> Path:
+        """Where installation put it."""
+        return EXECUTABLES / f"vmsession-{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a survey found: what the engine says of itself, or why it does not start."""
+
+    name: str
+    hello: Hello | None
+    why_not: str
+
+
+def bochs_environment() -> dict[str, str]:
+    """Where the software CPU's library lies. Found without importing it: its import fails where the C
+    library is older than the one that it was built with."""
+    found = importlib.util.find_spec("bochscpu")
+    directory = Path(found.origin).parent if found and found.origin else None
+    libraries = sorted(directory.glob("_bochscpu*.so")) if directory else []
+    return {"VMSESSION_BOCHS": str(libraries[0])} if libraries else {}
+
+
+KINDS: Final = (Kind("kvm", dict), Kind("soft", bochs_environment))
+
+
+class Catalog:
+    """Starts engines. Owns no process for longer than the start takes."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._running: set[EngineProcess] = set()
+        self._surveyed = 0.0
+        self._survey: asyncio.Task[list[Found]] | None = None
+
+    @property
+    def processes(self) -> int:
+        """Engine processes that run now."""
+        return sum(1 for process in self._running if process.running)
+
+    async def start(self, engine: str) -> EngineProcess:
+        """Start an engine for a session; an empty name means the first that starts.
+
+        Raises Refusal ENGINE_UNAVAILABLE, MEMORY_FAILURE.
+        """
+        if engine:
+            return await self._start(self._kind(engine))
+        refusals = []
+        for kind in KINDS:
+            try:
+                return await self._start(kind)
+            except Refusal as refusal:
+                refusals.append(str(refusal))
+        why = "; ".join(refusals)
+        raise Refusal("ENGINE_UNAVAILABLE", f"no engine works here: {why}", engine="", why=why)
+
+    async def survey(self) -> list[Found]:
+        """Start each engine once, and see."""
+        if self._survey is None or time.monotonic() - self._surveyed > SURVEY_AGE:
+            self._surveyed = time.monotonic()
+            self._survey = asyncio.get_running_loop().create_task(self._look())
+        return await asyncio.shield(self._survey)
+
+    async def close(self) -> None:
+        """Stop what a survey still runs."""
+        if self._survey:
+            await self._survey
+        for process in list(self._running):
+            await process.stop()
+
+    async def _look(self) -> list[Found]:
+        return list(await asyncio.gather(*(self._try(kind) for kind in KINDS)))
+
+    async def _try(self, kind: Kind) -> Found:
+        try:
+            process = await self._start(kind)
+        except Refusal as refusal:
+            return Found(kind.name, None, str(refusal.numbers.get("why", refusal)))
+        await process.stop()
+        return Found(kind.name, process.hello, "")
+
+    async def _start(self, kind: Kind) -> EngineProcess:
+        if not kind.executable.exists():
+            raise self._unavailable(
+                kind.name, "it was not built: install vmsession with gcc present"
+            )
+        try:
+            process = EngineProcess.spawn(
+                kind.name, kind.executable, kind.environment(), self._settings.engine_stop_limit
+            )
+        except OSError as error:
+            raise Refusal("MEMORY_FAILURE", f"cannot start engine {kind.name}: {error}") from error
+        self._running.add(process)
+        process.on_reaped = lambda: self._running.discard(process)
+        try:
+            await process.greet(self._settings.engine_start_limit)
+        except EngineFailedError as error:
+            await process.stop()
+            raise self._unavailable(kind.name, str(error)) from error
+        return process
+
+    @staticmethod
+    def _kind(name: str) -> Kind:
+        for kind in KINDS:
+            if kind.name == name:
+                return kind
+        known = ", ".join(kind.name for kind in KINDS)
+        raise Catalog._unavailable(name[:32], f"there is no such engine; known are {known}")
+
+    @staticmethod
+    def _unavailable(engine: str, why: str) -> Refusal:
+        return Refusal("ENGINE_UNAVAILABLE", f"engine {engine!r}: {why}", engine=engine, why=why)

@@ -1,0 +1,121 @@
+"""The command `vmcore`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ctypes
+import logging
+import resource
+import signal
+import sys
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+import structlog
+import uvloop
+
+from core_service.service import Service, SocketInUseError
+from core_service.settings import Settings, default_directory
+
+PR_SET_DUMPABLE: Final = 4
+
+
+def main() -> None:
+    """Entry point: exit status 0 after an orderly stop, 1 if core cannot serve, 2 for usage."""
+    arguments = _parser().parse_args()
+    _configure_log(arguments.log_level)
+    settings = Settings(
+        directory=arguments.directory, socket_mode=arguments.socket_mode, grace=arguments.grace
+    )
+    _protect_process()
+    try:
+        uvloop.run(serve(settings))
+    except SocketInUseError as error:
+        sys.exit(f"vmcore: another core serves on {error}; stop it, or choose another --directory")
+    except PermissionError as error:
+        sys.exit(f"vmcore: {error}; choose a --directory that you may write")
+    except OSError as error:
+        sys.exit(f"vmcore: cannot serve: {error}")
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    service = Service(settings)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        await service.start()
+        print(f"vmcore: serving on {settings.socket}", flush=True)
+        await stop.wait()
+    finally:
+        await service.stop()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="vmcore", description="The core service of vmsession.")
+    parser.add_argument("--version", action="version", version=version("vmsession"))
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    serving = commands.add_parser("serve", help="run the service in the foreground")
+    serving.add_argument(
+        "--directory",
+        type=Path,
+        default=default_directory(),
+        help="where the sockets core.sock and fds.sock are made (default: %(default)s)",
+    )
+    serving.add_argument(
+        "--socket-mode",
+        type=_mode,
+        default=0o660,
+        help="permissions of the sockets in octal: who may connect (default: 660)",
+    )
+    serving.add_argument(
+        "--grace",
+        type=_seconds,
+        default=5.0,
+        help="seconds for which a client's sessions outlive its lease (default: 5)",
+    )
+    serving.add_argument(
+        "--log-level", choices=("debug", "info", "warning", "error"), default="info"
+    )
+    return parser
+
+
+def _mode(text: str) -> int:
+    mode = int(text, 8)
+    if not 0 <= mode <= 0o777:
+        raise argparse.ArgumentTypeError(f"{text} is not within 0 and 777")
+    return mode
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text} is not within 0 and 3600 seconds")
+    return seconds
+
+
+def _configure_log(level: str) -> None:
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event"]),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+def _protect_process() -> None:
+    """As many fds as the system allows; and no other process of this user may look into core: it
+    holds every client's memory."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)

@@ -1,0 +1,141 @@
+"""From core's nouns to the messages of `vmsession.v1`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from vmsession.v1 import audit_pb2, core_pb2, dataspace_pb2, vm_session_pb2
+
+from dataspace.record import Record, Stamp, now
+from dataspace.registers import SCALARS, SEGMENTS
+from dataspace.vcpu_page import Reason, names
+
+if TYPE_CHECKING:
+    from core_service.dataspaces import Dataspace
+    from core_service.engine.protocol import Hello
+    from core_service.identity import Identity
+    from core_service.session import Session
+    from core_service.vcpu import Vcpu
+    from dataspace.attachments import Attachment
+    from dataspace.quota import Account
+
+STATES = {
+    "alive": audit_pb2.DATASPACE_STATE_ALIVE,
+    "held": audit_pb2.DATASPACE_STATE_HELD,
+    "freed": audit_pb2.DATASPACE_STATE_FREED,
+}
+KINDS = {
+    "ram": audit_pb2.DATASPACE_KIND_RAM,
+    "rom": audit_pb2.DATASPACE_KIND_ROM,
+    "vcpu_page": audit_pb2.DATASPACE_KIND_VCPU_PAGE,
+}
+
+
+def timestamp(wall_ns: int) -> Timestamp:
+    """Nanoseconds since the epoch."""
+    return Timestamp(seconds=wall_ns // 10**9, nanos=wall_ns % 10**9)
+
+
+def identity(of: Identity) -> core_pb2.ClientIdentity:
+    """A client's identity."""
+    return core_pb2.ClientIdentity(uid=of.uid, gid=of.gid, pid=of.pid)
+
+
+def ram_quota(account: Account) -> core_pb2.Quota:
+    """The RAM side of an account."""
+    return core_pb2.Quota(used=account.used.ram, peak=account.peak.ram, limit=account.limits.ram)
+
+
+def capability_quota(account: Account) -> core_pb2.Quota:
+    """The capability side of an account."""
+    return core_pb2.Quota(used=account.used.caps, peak=account.peak.caps, limit=account.limits.caps)
+
+
+def capabilities(hello: Hello) -> core_pb2.Capabilities:
+    """What an engine said of itself."""
+    return core_pb2.Capabilities(
+        max_vcpus=hello.max_vcpus,
+        physical_bits=hello.physical_bits,
+        tsc_khz=hello.tsc_khz,
+        registers=[*names(*hello.registers)],
+        exit_reasons=[reason.name for reason in Reason if hello.exit_reasons >> reason & 1],
+        fpu=hello.fpu,
+        debug=hello.debug,
+        parallel=hello.parallel,
+    )
+
+
+def session(of: Session) -> vm_session_pb2.Session:
+    """A session."""
+    return vm_session_pb2.Session(
+        name=of.name,
+        label=of.label,
+        engine=of.engine.name,
+        client=identity(of.client.identity),
+        create_time=timestamp(of.created_ns),
+        vcpus=len(of.vcpus),
+        attachments=len(of.attachments()),
+        attached_bytes=of.attached_bytes,
+        ram=ram_quota(of.account),
+        capabilities=capability_quota(of.account),
+        engine_pid=of.engine.pid,
+    )
+
+
+def vcpu(of: Vcpu) -> vm_session_pb2.Vcpu:
+    """A vCPU."""
+    transport = vm_session_pb2.TRANSPORT_PAGE if of.page else vm_session_pb2.TRANSPORT_STREAM
+    return vm_session_pb2.Vcpu(name=of.name, index=of.index, transport=transport)
+
+
+def attachment(of: Attachment) -> vm_session_pb2.Attachment:
+    """An attachment."""
+    return vm_session_pb2.Attachment(
+        dataspace=of.dataspace,
+        gpa=of.gpa,
+        size=of.size,
+        offset=of.offset,
+        writable=of.writable,
+        executable=of.executable,
+    )
+
+
+def dataspace(of: Dataspace, record: Record) -> dataspace_pb2.Dataspace:
+    """A dataspace that is alive."""
+    return dataspace_pb2.Dataspace(
+        name=of.name,
+        size=of.size,
+        committed=of.memory.committed(),
+        writable=of.memory.writable,
+        create_time=timestamp(record.created.wall_ns),
+        attachments=len(record.attachments),
+    )
+
+
+def record(of: Record) -> audit_pb2.DataspaceRecord:
+    """The life of a dataspace."""
+    uid, gid, pid = (int(part) for part in of.holder.split(":"))
+    end: Stamp = of.freed or now()
+    return audit_pb2.DataspaceRecord(
+        name=of.name,
+        kind=KINDS[of.kind],
+        size=of.size,
+        holder=core_pb2.ClientIdentity(uid=uid, gid=gid, pid=pid),
+        state=STATES[of.state],
+        create_time=timestamp(of.created.wall_ns),
+        free_time=timestamp(of.freed.wall_ns) if of.freed else None,
+        lifetime_ns=end.monotonic_ns - of.created.monotonic_ns,
+        cause=of.cause,
+        attachments=[_mapping(session_name, mapped) for session_name, mapped in of.attachments],
+        mappings=of.mappings,
+        handed_out=of.hand_outs,
+    )
+
+
+def _mapping(session_name: str, mapped: Attachment) -> str:
+    rights = "rw" if mapped.writable else "r"
+    return f"{session_name} {mapped.gpa:#x}..{mapped.end - 1:#x} {rights}"
+
+
+REGISTERS = frozenset((*SCALARS, *SEGMENTS))

@@ -1,0 +1,79 @@
+"""CoreService."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import grpc.aio
+from vmsession.v1 import core_pb2, core_pb2_grpc
+
+from core_service.rpc import convert
+from dataspace.vcpu_page import ABI
+
+if TYPE_CHECKING:
+    from core_service.core import Core
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class CoreServicer(core_pb2_grpc.CoreServiceServicer):
+    """What core is, its engines, and leases."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    async def GetInfo(
+        self, request: core_pb2.GetInfoRequest, context: Context
+    ) -> core_pb2.GetInfoResponse:
+        client = self._core.clients.of(context.peer())
+        return core_pb2.GetInfoResponse(
+            version=version("vmsession"),
+            page_abi=ABI,
+            fd_channel_path=str(self._core.settings.fd_socket),
+            client=convert.identity(client.identity),
+            grace_seconds=self._core.settings.grace,
+            ram=convert.ram_quota(client.account),
+            capabilities=convert.capability_quota(client.account),
+        )
+
+    async def ListEngines(
+        self, request: core_pb2.ListEnginesRequest, context: Context
+    ) -> core_pb2.ListEnginesResponse:
+        self._core.clients.of(context.peer())
+        return core_pb2.ListEnginesResponse(
+            engines=[
+                core_pb2.Engine(
+                    name=found.name,
+                    available=found.hello is not None,
+                    unavailable_because=found.why_not,
+                    capabilities=convert.capabilities(found.hello) if found.hello else None,
+                )
+                for found in await self._core.engines.survey()
+            ]
+        )
+
+    async def OpenFdChannel(
+        self, request: core_pb2.OpenFdChannelRequest, context: Context
+    ) -> core_pb2.OpenFdChannelResponse:
+        client = self._core.clients.of(context.peer())
+        client.must_live()
+        return core_pb2.OpenFdChannelResponse(
+            ticket=self._core.tickets.issue(client), path=str(self._core.settings.fd_socket)
+        )
+
+    async def KeepAlive(
+        self, request: core_pb2.KeepAliveRequest, context: Context
+    ) -> AsyncIterator[core_pb2.KeepAliveResponse]:
+        client = self._core.clients.of(context.peer())
+        interval = self._core.settings.keep_alive_interval
+        client.must_live()
+        client.hold()
+        try:
+            while not client.reclaimed:
+                yield core_pb2.KeepAliveResponse(interval_seconds=interval)
+                await asyncio.sleep(interval)
+        finally:
+            client.release()

@@ -1,0 +1,101 @@
+"""DataspaceService."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc.aio
+from vmsession.v1 import dataspace_pb2 as pb
+from vmsession.v1 import dataspace_pb2_grpc
+
+from core_service.refusal import invalid
+from core_service.rpc import convert
+from core_service.rpc.paging import page
+
+if TYPE_CHECKING:
+    from core_service.client import Client
+    from core_service.core import Core
+    from core_service.dataspaces import Dataspace
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+TRANSFER_LIMIT: Final = 1 << 20
+
+
+class DataspaceServicer(dataspace_pb2_grpc.DataspaceServiceServicer):
+    """Memory objects of the calling client."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def _client(self, context: Context) -> Client:
+        return self._core.clients.of(context.peer())
+
+    def _message(self, dataspace: Dataspace) -> pb.Dataspace:
+        return convert.dataspace(dataspace, self._core.ledger.record(dataspace.name))
+
+    async def CreateDataspace(
+        self, request: pb.CreateDataspaceRequest, context: Context
+    ) -> pb.CreateDataspaceResponse:
+        client = self._client(context)
+
+        async def make() -> pb.CreateDataspaceResponse:
+            name = self._core.names.new("dataspaces")
+            created = self._core.dataspaces.create(client, name, request.size)
+            return pb.CreateDataspaceResponse(dataspace=self._message(created))
+
+        return await client.once(request, make)
+
+    async def GetDataspace(
+        self, request: pb.GetDataspaceRequest, context: Context
+    ) -> pb.GetDataspaceResponse:
+        dataspace = self._core.dataspaces.of(self._client(context), request.name)
+        return pb.GetDataspaceResponse(dataspace=self._message(dataspace))
+
+    async def ListDataspaces(
+        self, request: pb.ListDataspacesRequest, context: Context
+    ) -> pb.ListDataspacesResponse:
+        chosen, token = page(
+            list(self._client(context).dataspaces.values()),
+            lambda dataspace: dataspace.name,
+            request.page_size,
+            request.page_token,
+        )
+        return pb.ListDataspacesResponse(
+            dataspaces=[self._message(dataspace) for dataspace in chosen],
+            next_page_token=token,
+            revision=self._core.ledger.revision,
+        )
+
+    async def FreeDataspace(
+        self, request: pb.FreeDataspaceRequest, context: Context
+    ) -> pb.FreeDataspaceResponse:
+        client = self._client(context)
+
+        async def make() -> pb.FreeDataspaceResponse:
+            held = await self._core.dataspaces.free(client, request.name, "freed by its owner")
+            return pb.FreeDataspaceResponse(held=held)
+
+        return await client.once(request, make)
+
+    async def ReadDataspace(
+        self, request: pb.ReadDataspaceRequest, context: Context
+    ) -> pb.ReadDataspaceResponse:
+        dataspace = self._core.dataspaces.of(self._client(context), request.name)
+        _check_transfer(request.size)
+        return pb.ReadDataspaceResponse(data=dataspace.memory.read(request.offset, request.size))
+
+    async def WriteDataspace(
+        self, request: pb.WriteDataspaceRequest, context: Context
+    ) -> pb.WriteDataspaceResponse:
+        dataspace = self._core.dataspaces.of(self._client(context), request.name)
+        _check_transfer(len(request.data))
+        dataspace.memory.write(request.offset, request.data)
+        for session in list(dataspace.sessions):
+            await session.written(dataspace, request.offset, len(request.data))
+        return pb.WriteDataspaceResponse()
+
+
+def _check_transfer(size: int) -> None:
+    if size > TRANSFER_LIMIT:
+        raise invalid("size", size, f"at most {TRANSFER_LIMIT} bytes at once")

@@ -1,0 +1,105 @@
+"""The one place where errors become gRPC statuses."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NoReturn, cast
+
+import grpc
+import grpc.aio
+import structlog
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from core_service.refusal import DOMAIN, Refusal
+from dataspace.errors import DataspaceError
+
+log = structlog.get_logger()
+
+Handler = grpc.RpcMethodHandler[Any, Any]
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Errors(grpc.aio.ServerInterceptor[Any, Any]):
+    """Maps Refusal and DataspaceError to their status, and anything else to INTERNAL, logged."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        handler = await continuation(handler_call_details)
+        if handler is None:  # gRPC answers UNIMPLEMENTED
+            return cast("Handler", None)
+        method = handler_call_details.method
+        if handler.request_streaming and handler.response_streaming:
+            behaviour = _streaming(handler.stream_stream, method)
+            return grpc.stream_stream_rpc_method_handler(
+                behaviour, handler.request_deserializer, handler.response_serializer
+            )
+        if handler.response_streaming:
+            behaviour = _streaming(handler.unary_stream, method)
+            return grpc.unary_stream_rpc_method_handler(
+                behaviour, handler.request_deserializer, handler.response_serializer
+            )
+        if handler.request_streaming:
+            return handler
+        return grpc.unary_unary_rpc_method_handler(
+            _unary(handler.unary_unary, method),
+            handler.request_deserializer,
+            handler.response_serializer,
+        )
+
+
+def _unary(behaviour: Any, method: str) -> Any:
+    async def call(request: Any, context: Context) -> Any:
+        try:
+            return await behaviour(request, context)
+        except Exception as error:
+            await _abort(context, error, method)
+
+    return call
+
+
+def _streaming(behaviour: Any, method: str) -> Any:
+    async def call(request: Any, context: Context) -> AsyncIterator[Any]:
+        try:
+            async for message in behaviour(request, context):
+                yield message
+        except Exception as error:
+            await _abort(context, error, method)
+
+    return call
+
+
+async def _abort(context: Context, error: Exception, method: str) -> NoReturn:
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    refusal = _refusal(error, method)
+    info = error_details_pb2.ErrorInfo(
+        reason=refusal.reason,
+        domain=DOMAIN,
+        metadata={key: str(value) for key, value in refusal.numbers.items()},
+    )
+    detail = any_pb2.Any()
+    detail.Pack(info)
+    status = status_pb2.Status(code=refusal.code.value[0], message=str(refusal), details=[detail])
+    await context.abort(
+        refusal.code,
+        str(refusal),
+        (("grpc-status-details-bin", status.SerializeToString()),),
+    )
+    raise AssertionError  # abort does not return
+
+
+def _refusal(error: Exception, method: str) -> Refusal:
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, DataspaceError):
+        return Refusal(error.reason, str(error), **error.numbers)
+    incident = secrets.token_hex(4)
+    log.error("defect", method=method, incident=incident, exc_info=error)
+    return Refusal(
+        "INTERNAL", f"a defect in core; its log tells more under {incident}", incident=incident
+    )

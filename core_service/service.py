@@ -1,0 +1,168 @@
+"""The service: core behind its sockets, from start to stop."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import stat
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import grpc.aio
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+from vmsession.v1 import (
+    audit_pb2,
+    audit_pb2_grpc,
+    core_pb2,
+    core_pb2_grpc,
+    dataspace_pb2,
+    dataspace_pb2_grpc,
+    vm_session_pb2,
+    vm_session_pb2_grpc,
+)
+
+from core_service.census import take_census
+from core_service.core import Core
+from core_service.fd_channel import FdChannels
+from core_service.front_door import FrontDoor
+from core_service.rpc.audit_servicer import AuditServicer
+from core_service.rpc.core_servicer import CoreServicer
+from core_service.rpc.dataspace_servicer import DataspaceServicer
+from core_service.rpc.interceptor import Errors
+from core_service.rpc.vm_session_servicer import VmSessionServicer
+
+if TYPE_CHECKING:
+    from core_service.client import Client
+    from core_service.settings import Settings
+
+log = structlog.get_logger()
+
+STOP_GRACE: Final = 1.0
+SERVICES: Final = (
+    core_pb2.DESCRIPTOR.services_by_name["CoreService"].full_name,
+    vm_session_pb2.DESCRIPTOR.services_by_name["VmSessionService"].full_name,
+    dataspace_pb2.DESCRIPTOR.services_by_name["DataspaceService"].full_name,
+    audit_pb2.DESCRIPTOR.services_by_name["AuditService"].full_name,
+)
+
+
+class SocketInUseError(Exception):
+    """Another core serves on this socket."""
+
+
+class Service:
+    """Owns the sockets, their files, and core."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.core = Core(settings)
+        self._bound: list[Path] = []
+        self._inner: Path | None = None
+        self._server: grpc.aio.Server | None = None
+        self._door: FrontDoor | None = None
+        self._channels: FdChannels | None = None
+
+    async def start(self) -> None:
+        """Serve. Raises OSError, SocketInUseError."""
+        self._settings.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        public = self._listen(self._settings.socket, socket.SOCK_STREAM)
+        fds = self._listen(self._settings.fd_socket, socket.SOCK_SEQPACKET)
+        self._inner = Path(tempfile.mkdtemp(prefix="vmcore-"))
+        grpc_socket = self._inner / "grpc.sock"
+        self._server = await self._serve_inner(grpc_socket)
+        self._channels = FdChannels(self.core.clients, self.core.tickets, self.core.hand_out)
+        self.core.on_client_end = self._channels.close_of
+        self.core.on_session_death = self._notify_death
+        self._channels.open(fds)
+        self._door = FrontDoor(self.core.clients, grpc_socket, self._settings.connections_per_user)
+        await self._door.open(public)
+        log.info("serving", socket=str(self._settings.socket))
+
+    def _listen(self, path: Path, kind: socket.SocketKind) -> socket.socket:
+        listening = listen(path, kind, self._settings.socket_mode)
+        self._bound.append(path)
+        return listening
+
+    async def _serve_inner(self, path: Path) -> grpc.aio.Server:
+        server = grpc.aio.server(interceptors=[Errors()])
+        core_pb2_grpc.add_CoreServiceServicer_to_server(CoreServicer(self.core), server)
+        vm_session_pb2_grpc.add_VmSessionServiceServicer_to_server(
+            VmSessionServicer(self.core), server
+        )
+        dataspace_pb2_grpc.add_DataspaceServiceServicer_to_server(
+            DataspaceServicer(self.core), server
+        )
+        audit_pb2_grpc.add_AuditServiceServicer_to_server(
+            AuditServicer(self.core, self.extra_fds), server
+        )
+        checks = HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+        for name in ("", *SERVICES):
+            await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+        reflection.enable_server_reflection(
+            (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+        )
+        server.add_insecure_port(f"unix:{path}")
+        await server.start()
+        return server
+
+    async def stop(self) -> None:
+        """End all clients, then the sockets; nothing is left."""
+        await self.core.stop()
+        if self._channels:
+            self._channels.close()
+        if self._server:
+            await self._server.stop(STOP_GRACE)
+        if self._door:
+            await self._door.close()
+        for path in self._bound:
+            with suppress(FileNotFoundError):
+                path.unlink()
+        if self._inner:
+            shutil.rmtree(self._inner, ignore_errors=True)
+        log.info("stopped")
+
+    def extra_fds(self) -> int:
+        """fds held for clients: memory, engines. Those of their leases are not counted."""
+        census = take_census()
+        leases = self.core.clients.watched
+        channels = len(self._channels) + 1 if self._channels else 0
+        return census.memory + census.processes - leases + census.channels - channels
+
+    def _notify_death(self, client: Client, session: str, why: str) -> None:
+        if self._channels:
+            self._channels.notify(client, f"ended {session} {why}")
+
+
+def listen(path: Path, kind: socket.SocketKind, mode: int) -> socket.socket:
+    """A listening socket at `path`, replacing a stale one. Raises SocketInUseError, OSError."""
+    if _answers(path, kind):
+        raise SocketInUseError(str(path))
+    with suppress(FileNotFoundError):
+        if stat.S_ISSOCK(path.lstat().st_mode):
+            path.unlink()
+    listening = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
+    try:
+        old = os.umask(0o777 & ~mode)
+        try:
+            listening.bind(os.fspath(path))
+        finally:
+            os.umask(old)
+        listening.listen(128)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
+
+
+def _answers(path: Path, kind: socket.SocketKind) -> bool:
+    with socket.socket(socket.AF_UNIX, kind) as probe, suppress(OSError):
+        probe.connect(os.fspath(path))
+        return True
+    return False

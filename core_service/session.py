@@ -1,0 +1,286 @@
+"""A session: one virtual machine. Its engine, vCPUs, address map and quota, from first to last.
+
+    OPEN ──▶ CLOSING ──▶ CLOSED
+
+A session is made with its engine running, so there is no state before OPEN. Every way out (deleted by
+its client, lease ended, engine died, core stops) goes through `close`, once: the engine ends, and with
+it vCPUs and mappings; then memory, records and quota follow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from core_service.dataspaces import holder
+from core_service.refusal import Refusal, invalid, not_found
+from core_service.vcpu import Vcpu
+from dataspace.address_map import AddressMap
+from dataspace.vcpu_page import PAGE_BYTES
+
+if TYPE_CHECKING:
+    from core_service.client import Client
+    from core_service.dataspaces import Dataspace, Dataspaces
+    from core_service.engine.process import EngineProcess
+    from dataspace.attachments import Attachment
+    from dataspace.quota import Account
+
+log = structlog.get_logger()
+
+RAM_QUOTA: Final = 1 << 20
+CAPABILITY_QUOTA: Final = 256
+
+
+class State(Enum):
+    """Where a session is in its life."""
+
+    OPEN = "open"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+class Session:
+    """One virtual machine. Owns its engine process, its account and its vCPU pages."""
+
+    def __init__(  # noqa: PLR0913, PLR0917 - the parts of a session
+        self,
+        name: str,
+        label: str,
+        client: Client,
+        account: Account,
+        engine: EngineProcess,
+        dataspaces: Dataspaces,
+    ) -> None:
+        self.name = name
+        self.label = label
+        self.client = client
+        self.account = account
+        self.engine = engine
+        self.created_ns = time.time_ns()
+        self.state = State.OPEN
+        self.vcpus: dict[int, Vcpu] = {}
+        self.attached_bytes = 0
+        self._dataspaces = dataspaces
+        self._attached: dict[str, Dataspace] = {}
+        self._map = AddressMap(self._plan, self._forget, 1 << engine.hello.physical_bits)
+        self._planned: list[Attachment] = []
+        self._mutation = asyncio.Lock()
+        self._closing: asyncio.Task[None] | None = None
+        engine.on_exit = self._exit_arrived
+
+    @property
+    def closing(self) -> bool:
+        """Whether its end has begun."""
+        return self.state is not State.OPEN
+
+    def must_be_open(self) -> None:
+        """Refuse what comes too late."""
+        if self.state is not State.OPEN:
+            raise not_found(self.name)
+
+    # -- vCPUs
+
+    async def create_vcpu(self, index: int, *, page_transport: bool) -> Vcpu:
+        """Create a vCPU. Raises Refusal, OutOfRam, OutOfCaps, MemoryFailure."""
+        async with self._mutation:
+            self.must_be_open()
+            limit = self.engine.hello.max_vcpus
+            if index >= limit:
+                raise Refusal(
+                    "ENGINE_LIMIT",
+                    f"vCPU {index}: engine {self.engine.name} has {limit} at most",
+                    asked=index,
+                    limit=limit,
+                )
+            name = f"{self.name}/vcpus/{index}"
+            if index in self.vcpus:
+                raise Refusal("ALREADY_EXISTS", f"{name} exists", name=name)
+            return await self._make_vcpu(name, index, page_transport)
+
+    async def _make_vcpu(self, name: str, index: int, page_transport: bool) -> Vcpu:
+        if not page_transport:
+            with self.account.charged(ram=PAGE_BYTES, caps=1):
+                await self.engine.create_vcpu(index, None)
+            self.vcpus[index] = Vcpu(name, index, None)
+            return self.vcpus[index]
+        page = self._dataspaces.allocate(name, "vcpu_page", PAGE_BYTES, self.account, self.client)
+        try:
+            await self.engine.create_vcpu(index, page.memory)
+        except BaseException:
+            self._dataspaces.dispose(page, "vCPU could not be created")
+            raise
+        self.vcpus[index] = Vcpu(name, index, page)
+        return self.vcpus[index]
+
+    def vcpu(self, index: str) -> Vcpu:
+        """A vCPU by the last part of its name. Raises Refusal NOT_FOUND."""
+        vcpu = self.vcpus.get(int(index)) if index.isdecimal() and len(index) < 4 else None
+        if vcpu is None or str(vcpu.index) != index:
+            raise not_found(f"{self.name}/vcpus/{index}")
+        return vcpu
+
+    def _exit_arrived(self, index: int, half: bytes) -> None:
+        vcpu = self.vcpus.get(index)
+        if vcpu:
+            vcpu.stream.publish(half)
+
+    # -- memory
+
+    def attachments(self) -> list[Attachment]:
+        """What is attached, in the order of addresses."""
+        return list(self._map)
+
+    async def attach(
+        self, dataspace: Dataspace, gpa: int, offset: int, size: int, *, read_only: bool
+    ) -> Attachment:
+        """Map a part of a dataspace. Raises DataspaceError and Refusal, as Attach documents."""
+        async with self._mutation:
+            self.must_be_open()
+            self._owner_must_have(dataspace)
+            writable = dataspace.memory.writable and not read_only
+            attachment = self._map.attach(
+                dataspace.name, dataspace.size, gpa, offset, size, writable
+            )
+            if self._planned:
+                self._planned.clear()
+                await self._map_in_engine(dataspace, attachment)
+            return attachment
+
+    async def _map_in_engine(self, dataspace: Dataspace, attachment: Attachment) -> None:
+        """The map knows it already; take it back if anything else refuses."""
+        gpa, size = attachment.gpa, attachment.size
+        try:
+            with self.account.charged(caps=1):
+                await self.engine.map(dataspace.memory, attachment)
+        except BaseException:
+            self._map.detach(gpa, size)
+            raise
+        self._attached[dataspace.name] = dataspace
+        dataspace.sessions.add(self)
+        self.attached_bytes += size
+        self._dataspaces.ledger.attach(
+            dataspace.name,
+            self.name,
+            gpa,
+            size,
+            attachment.offset,
+            attachment.writable,
+            actor=holder(self.client),
+        )
+
+    async def detach(self, gpa: int, size: int) -> list[Attachment]:
+        """Unmap exactly a range. Raises InvalidRange, AddressMapFull, OutOfCaps."""
+        async with self._mutation:
+            self.must_be_open()
+            before = len(self._map)
+            splits = self._would_split(gpa, size)
+            if splits:
+                self.account.charge(caps=1)
+            try:
+                pieces = self._map.detach(gpa, size)
+            except BaseException:
+                if splits:
+                    self.account.refund(caps=1)
+                raise
+            try:
+                if pieces:
+                    await self.engine.unmap(gpa, size)
+            finally:  # an engine that died has unmapped it, too
+                self._record_detached(pieces)
+                self.account.refund(caps=before + splits - len(self._map))
+            return pieces
+
+    def _would_split(self, gpa: int, size: int) -> bool:
+        """Whether a detach leaves one attachment more than there is."""
+        first = self._map.find(gpa)
+        return first is not None and first.gpa < gpa and gpa + size < first.end
+
+    async def detach_dataspace(self, dataspace: Dataspace) -> None:
+        """Unmap a dataspace wherever it is attached here."""
+        async with self._mutation:
+            if self.state is not State.OPEN:
+                await self.closed()
+                return
+            pieces = self._map.detach_dataspace(dataspace.name)
+            try:
+                for piece in pieces:
+                    await self.engine.unmap(piece.gpa, piece.size)
+            except Refusal:
+                await self.close("engine failed")  # it is gone, and with it the mappings
+            finally:
+                self._record_detached(pieces)
+                self.account.refund(caps=len(pieces))
+
+    def _record_detached(self, pieces: list[Attachment]) -> None:
+        for piece in pieces:
+            self.attached_bytes -= piece.size
+            self._dataspaces.ledger.detach(
+                piece.dataspace, self.name, piece.gpa, piece.size, actor=holder(self.client)
+            )
+        for name in {piece.dataspace for piece in pieces}:
+            if not self._map.of(name):
+                self._attached.pop(name).sessions.discard(self)
+
+    async def written(self, dataspace: Dataspace, offset: int, size: int) -> None:
+        """Somebody wrote [offset, offset + size) of a dataspace: the engine forgets decoded code."""
+        if self.state is not State.OPEN:
+            return
+        for attachment in self._map.of(dataspace.name):
+            first = max(offset, attachment.offset)
+            end = min(offset + size, attachment.offset + attachment.size)
+            if first < end:
+                gpa = attachment.gpa + first - attachment.offset
+                await self.engine.written(gpa, end - first)
+
+    def _owner_must_have(self, dataspace: Dataspace) -> None:
+        """It may have been freed while this call waited for its turn."""
+        if self.client.dataspaces.get(dataspace.name) is not dataspace:
+            raise not_found(dataspace.name)
+
+    def _plan(self, attachment: Attachment) -> None:
+        self._planned.append(attachment)
+
+    def _forget(self, gpa: int, size: int) -> None:
+        """The engine is told once for a whole range, not piece by piece."""
+
+    # -- the end
+
+    async def close(self, cause: str) -> None:
+        """End the session, whoever asks first; returns when nothing of it is left."""
+        if self._closing is None:
+            self.state = State.CLOSING
+            self._closing = asyncio.get_running_loop().create_task(self._close(cause))
+        await self.closed()
+
+    async def closed(self) -> None:
+        """Wait for the end of a session that is closing."""
+        assert self._closing
+        await asyncio.shield(self._closing)
+
+    async def _close(self, cause: str) -> None:
+        died = self.engine.died
+        for vcpu in self.vcpus.values():
+            vcpu.stream.end(died or "")
+        await self.engine.stop()
+        pieces = self._map.detach_all()
+        self._record_detached(pieces)
+        self.account.refund(caps=len(pieces))
+        for vcpu in self.vcpus.values():
+            if vcpu.page:
+                self._dataspaces.dispose(vcpu.page, cause)
+            else:
+                self.account.refund(ram=PAGE_BYTES, caps=1)
+        self.vcpus.clear()
+        self.account.close()
+        self.state = State.CLOSED
+        log.info("session closed", session=self.name, cause=cause)
+
+
+def check_label(label: str) -> None:
+    """Raises Refusal INVALID_ARGUMENT for what would garble a terminal or a log."""
+    if len(label) > 64 or not (label.isprintable() or not label):
+        raise invalid("label", label, "at most 64 printable characters")
