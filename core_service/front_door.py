@@ -147,18 +147,27 @@ class _Inside(_End):
 
 
 class _Outside(_End):
-    """The end towards the client. Nothing is read from it before the inner end is there."""
+    """The end towards the client. What arrives before the inner end is there, waits: one read at most,
+    since the event loop heeds `pause_reading` only after it began to read."""
 
     def __init__(self, door: FrontDoor) -> None:
         super().__init__()
         self._door = door
         self._admission: Admission | None = None
         self._splicing: asyncio.Task[None] | None = None
+        self._early = bytearray()
+
+    def data_received(self, data: bytes) -> None:
+        if self.other:
+            super().data_received(data)
+        else:
+            self._early += data
+            if self.transport:
+                self.transport.pause_reading()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         assert self.transport
-        self.transport.pause_reading()
         self._door.entered(self)
         self._admission = self._door.admit(transport.get_extra_info("socket"))
         if self._admission is None:
@@ -176,7 +185,9 @@ class _Outside(_End):
             return
         if self.transport.is_closing():
             self.other.close()
-        else:
+        elif self._early:
+            super().data_received(bytes(self._early))
+            self._early.clear()
             self.transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
