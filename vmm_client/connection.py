@@ -1,0 +1,163 @@
+"""The connection of one VMM process to core."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+from vmsession.v1.audit_pb2 import DataspaceRecord, ListRecordsRequest
+from vmsession.v1.audit_pb2_grpc import AuditServiceStub
+from vmsession.v1.core_pb2 import (
+    Engine,
+    GetInfoRequest,
+    GetInfoResponse,
+    ListEnginesRequest,
+    OpenFdChannelRequest,
+)
+from vmsession.v1.core_pb2_grpc import CoreServiceStub
+from vmsession.v1.dataspace_pb2 import CreateDataspaceRequest
+from vmsession.v1.dataspace_pb2_grpc import DataspaceServiceStub
+from vmsession.v1.vm_session_pb2 import CreateSessionRequest, ListSessionsRequest
+from vmsession.v1.vm_session_pb2 import Session as SessionRecord
+from vmsession.v1.vm_session_pb2_grpc import VmSessionServiceStub
+
+from dataspace.vcpu_page import ABI
+from vmm_client.core_socket import check_reachable, socket_path
+from vmm_client.errors import IncompatibleCore
+from vmm_client.fd_channel import FdChannel
+from vmm_client.ram import Ram
+from vmm_client.rpc import Rpc
+from vmm_client.session import Session
+
+T = TypeVar("T", Session, Ram)
+
+GREETING_SECONDS = 5.0
+ENGINES_SECONDS = 60.0  # core starts each engine once to answer
+PAGE_ENTRIES = 1000
+
+
+class Connection:
+    """Owns the RPC channel, the fd channel (which is the lease), and all that is created with it.
+
+    A context manager; `close` ends every session and frees all memory. Any thread.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Connect. Raises CoreUnavailable, IncompatibleCore, Refused."""
+        self.path = str(Path(path).absolute())
+        check_reachable(self.path)
+        self.rpc = Rpc(self.path)
+        self._core = CoreServiceStub(self.rpc.channel)
+        try:
+            self.info = self._greet()
+            self.fd_channel = self._lease()
+        except BaseException:
+            self.rpc.close()
+            raise
+        self.vm_sessions = VmSessionServiceStub(self.rpc.channel)
+        self.dataspaces = DataspaceServiceStub(self.rpc.channel)
+        self._audit = AuditServiceStub(self.rpc.channel)
+        self._lock = threading.Lock()
+        self._open: list[Session | Ram] = []
+
+    def engines(self) -> list[Engine]:
+        """The engines that core knows, best first; see `Engine` in core.proto.
+
+        Core starts each one once to answer: tens of milliseconds.
+        """
+        answer = self.rpc.call(self._core.ListEngines, ListEnginesRequest(), ENGINES_SECONDS)
+        return list(answer.engines)
+
+    def create_session(self, engine: str = "", label: str = "") -> Session:
+        """A new virtual machine; `engine` is a name of `engines()`, empty for the first available.
+
+        `label` is for people, at most 64 printable characters. The caller closes the session.
+        Raises Refused: see CreateSession in vm_session.proto.
+        """
+        request = CreateSessionRequest(engine=engine, label=label)
+        answer = self.rpc.call(self.vm_sessions.CreateSession, request)
+        return self._opened(Session(self, answer.session, answer.capabilities))
+
+    def create_ram(self, size: int) -> Ram:
+        """Zeroed memory of `size` bytes, rounded up to whole pages; the caller closes it.
+
+        Raises Refused: see CreateDataspace in dataspace.proto; ValueError for a size that is no
+        unsigned 64-bit number.
+        """
+        request = CreateDataspaceRequest(size=size)
+        answer = self.rpc.call(self.dataspaces.CreateDataspace, request)
+        return self._opened(Ram(self, answer.dataspace))
+
+    def sessions(self) -> Iterator[SessionRecord]:
+        """The sessions of this client, or of all for core's own user, in the order of creation."""
+        request = ListSessionsRequest(page_size=PAGE_ENTRIES)
+        while True:
+            page = self.rpc.call(self.vm_sessions.ListSessions, request)
+            yield from page.sessions
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    def records(self, alive_only: bool = False) -> Iterator[DataspaceRecord]:
+        """The life of every dataspace, oldest first; see `DataspaceRecord` in audit.proto."""
+        request = ListRecordsRequest(alive_only=alive_only, page_size=PAGE_ENTRIES)
+        while True:
+            page = self.rpc.call(self._audit.ListRecords, request)
+            yield from page.records
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    def forget(self, resource: Session | Ram) -> None:
+        """A session or memory is closed: no need to close it with the connection."""
+        with self._lock:
+            if resource in self._open:
+                self._open.remove(resource)
+
+    def close(self) -> None:
+        """Close what is open, the last created first, and give up the lease. Again: nothing."""
+        with self._lock:
+            resources, self._open = self._open, []
+        try:
+            for resource in reversed(resources):
+                resource.close()
+        finally:
+            self.fd_channel.close()
+            self.rpc.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _greet(self) -> GetInfoResponse:
+        info = self.rpc.call(self._core.GetInfo, GetInfoRequest(), GREETING_SECONDS)
+        if info.page_abi != ABI:
+            raise IncompatibleCore("the vCPU page of this core", info.page_abi, ABI)
+        return info
+
+    def _lease(self) -> FdChannel:
+        ticket = self.rpc.call(self._core.OpenFdChannel, OpenFdChannelRequest())
+        return FdChannel(ticket.path, ticket.ticket)
+
+    def _opened(self, resource: T) -> T:
+        with self._lock:
+            self._open.append(resource)
+        return resource
+
+
+def connect(path: str | None = None) -> Connection:
+    """Connect to the core that listens at `path`, by default at `socket_path()`.
+
+    Raises CoreUnavailable, IncompatibleCore, Refused.
+    """
+    return Connection(path or socket_path())

@@ -1,0 +1,240 @@
+"""The exit of a vCPU: what the guest did, and the VMM's answer to it.
+
+One `Exit` per vCPU is used over and over: what it says holds until the vCPU runs again. The first
+32 bytes of the record, which every handler looks at, are copied and checked at once; the rest is
+decoded when it is asked for. See `struct vcpu_exit` in `proto/vcpu_page.h`.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Final, Protocol
+
+from dataspace.vcpu_page import (
+    DATA_BYTES,
+    EXIT_REASON_AT,
+    ExitFlag,
+    Injection,
+    Reason,
+    ReplyFlag,
+)
+from vmm_client.errors import UnknownExit
+from vmm_client.page import Page
+from vmm_client.reply import ALL_ONES, Reply
+
+_HEAD: Final = Struct("=IIQQII").unpack_from
+_REASONS: Final = {int(reason): reason for reason in Reason if reason is not Reason.NONE}
+# What of `value` belongs to size * count bytes.
+_VALUE_MASKS: Final = (ALL_ONES, *((1 << 8 * min(n, 8)) - 1 for n in range(1, DATA_BYTES + 1)))
+
+_PORT: Final = Reason.PORT
+_MMIO: Final = Reason.MMIO
+_MSR: Final = Reason.MSR
+_READ: Final = int(ExitFlag.READ)
+_FAULT: Final = ReplyFlag.FAULT
+
+
+class Bus(Protocol):
+    """What answers at ports or guest-physical addresses; a value fits in `size` bytes, 1 to 8."""
+
+    def read(self, address: int, size: int) -> int: ...
+    def write(self, address: int, size: int, value: int) -> None: ...
+
+
+class Exit:
+    """Why the vCPU stopped, and the reply to that.
+
+    `reason`: `Reason`. `flags`: `ExitFlag` bits. `address`: port, guest-physical address or MSR.
+    `is_read`: the guest reads, and waits for a value. `size`: bytes of one access, `count`: number
+    of accesses. `value`: what the guest writes, where it is at most 8 bytes in all; else `data`.
+    `sequence`: the number of this exit, from 1.
+
+    A read that nobody answers floats high, as on an empty bus. An MSR access that nobody answers
+    raises #GP in the guest, as an MSR that does not exist.
+    """
+
+    __slots__ = (
+        "_name",
+        "_page",
+        "_record",
+        "_reply",
+        "address",
+        "count",
+        "flags",
+        "is_read",
+        "reason",
+        "sequence",
+        "size",
+        "value",
+    )
+
+    def __init__(self, name: str, page: Page, reply: Reply) -> None:
+        """Reason NONE until the first `take`. `name` is the vCPU's."""
+        self._name = name
+        self._page = page
+        self._record = page.bytes
+        self._reply = reply
+        self.reason = Reason.NONE
+        self.sequence = self.flags = self.address = self.value = self.size = self.count = 0
+        self.is_read = False
+
+    def take(self, sequence: int) -> Exit:
+        """Copy the head of the record that the engine has just published.
+
+        Raises UnknownExit for what no engine may publish.
+        """
+        reason, flags, address, value, size, count = _HEAD(self._record, EXIT_REASON_AT)
+        self.sequence = sequence
+        self.flags = flags
+        self.address = address
+        self.size = size
+        self.count = count
+        self.is_read = flags & _READ != 0
+        try:
+            self.reason = known = _REASONS[reason]
+            self.value = value & _VALUE_MASKS[size * count]
+        except LookupError:
+            raise UnknownExit(self._name, reason, size, count) from None
+        if known is _MSR:
+            self._reply.set_flag(_FAULT)
+        return self
+
+    # What the engine tells beyond the head.
+
+    @property
+    def data(self) -> bytes:
+        """The `size * count` bytes that the guest writes, at most 256."""
+        total = min(self.size * self.count, DATA_BYTES)
+        if total <= 8:
+            return self.value.to_bytes(8, "little")[:total]
+        return self._page.engine.data[:total]
+
+    @property
+    def ip(self) -> int | None:
+        """The instruction's linear address within its segment (rip), where it is told."""
+        return self._page.engine.ip if self.flags & ExitFlag.IP_VALID else None
+
+    @property
+    def instruction_length(self) -> int:
+        """Bytes of the instruction, 0 where not known."""
+        return self._page.engine.instruction_length
+
+    @property
+    def instruction_bytes(self) -> bytes:
+        """The instruction that the engine could not execute, as far as known; at most 16 bytes."""
+        return self._page.engine.instruction_bytes
+
+    @property
+    def injection(self) -> Injection:
+        """What became of the injection in the last reply."""
+        result = self._page.engine.injection
+        return Injection(result) if result in _INJECTIONS else Injection.NONE
+
+    @property
+    def detail(self) -> int:
+        """The failed check (INVALID_STATE), or the engine's own number (INTERNAL_ERROR)."""
+        return self._page.engine.detail
+
+    @property
+    def mid_instruction(self) -> bool:
+        """The instruction is not finished: no registers are delivered here."""
+        return self.flags & ExitFlag.MID_INSTRUCTION != 0
+
+    @property
+    def interruptible(self) -> bool:
+        """An external interrupt that is injected with the next run would be taken."""
+        return self.flags & ExitFlag.INTERRUPTIBLE != 0
+
+    @property
+    def interrupts_enabled(self) -> bool:
+        """The guest's interrupt flag."""
+        return self.flags & ExitFlag.IF != 0
+
+    # The reply.
+
+    def reply(self, value: int) -> None:
+        """Answer a read of at most 8 bytes in all; the low `size * count` bytes count, little-endian.
+
+        Also answers MSR: rdmsr gives `value`. Raises ValueError for what is not within 64 bits.
+        """
+        self._reply.set_value(value)
+        if self.reason is _MSR:
+            self._reply.clear_flag(_FAULT)
+
+    def reply_data(self, data: bytes) -> None:
+        """Answer a read of any length: `size * count` bytes. Raises ValueError beyond 256."""
+        self._reply.set_data(data)
+
+    def accept(self) -> None:
+        """MSR: the write is done; no #GP."""
+        self._reply.clear_flag(_FAULT)
+
+    def fault(self) -> None:
+        """MSR: raise #GP in the guest. Raises ValueError at any other exit."""
+        if self.reason not in (_MSR, Reason.INVALID_STATE):
+            raise ValueError(f"#GP is an answer to MSR, not to {self.reason.name}")
+        self._reply.set_flag(_FAULT)
+
+    def complete(self) -> None:
+        """Finish this instruction and stop again right after it, with COMPLETED."""
+        self._reply.set_flag(ReplyFlag.COMPLETE)
+
+    def route(self, ports: Bus, mmio: Bus) -> bool:
+        """Let a bus serve this exit: True if it was port I/O or MMIO.
+
+        String instructions arrive at the bus one access at a time.
+        """
+        if self.reason is _PORT:
+            bus = ports
+        elif self.reason is _MMIO:
+            bus = mmio
+        else:
+            return False
+        if self.count != 1 or self.size > 8:
+            self._route_string(bus)
+        elif self.is_read:
+            self._reply.set_value(bus.read(self.address, self.size))
+        else:
+            bus.write(self.address, self.size, self.value)
+        return True
+
+    def _route_string(self, bus: Bus) -> None:
+        step = min(self.size, 8)
+        parts = range(0, self.size * self.count, step)
+        # A port stays the same for a whole string; memory goes up.
+        stride = 0 if self.reason is _PORT else 1
+        if self.is_read:
+            values = (bus.read(self.address + at * stride, step) for at in parts)
+            self.reply_data(b"".join(value.to_bytes(step, "little") for value in values))
+            return
+        data = self.data
+        for at in parts:
+            piece = data[at : at + step]
+            bus.write(self.address + at * stride, step, int.from_bytes(piece, "little"))
+
+    def __str__(self) -> str:
+        """One line for people, as in `PORT out 0xe9 size 1 value 0x48`."""
+        if self.reason in (_PORT, _MMIO, _MSR):
+            text = f"{self.reason.name} {_DIRECTION[self.reason][self.is_read]} {self.address:#x}"
+            if self.reason is not _MSR:
+                text += f" size {self.size}" + (f" count {self.count}" if self.count != 1 else "")
+            if self.is_read:
+                return text
+            wide = self.size * self.count > 8
+            return f"{text} data {self.data.hex()}" if wide else f"{text} value {self.value:#x}"
+        text = self.reason.name
+        if self.reason is Reason.MEMORY_FAULT:
+            text += f" {'fetch' if self.flags & ExitFlag.FETCH else 'write'} {self.address:#x}"
+        if self.ip is not None:
+            text += f" at {self.ip:#x}"
+        if self.reason in (Reason.INTERNAL_ERROR, Reason.INVALID_STATE):
+            text += f" detail {self.detail} bytes [{self.instruction_bytes.hex(' ')}]"
+        return text
+
+
+_DIRECTION: Final = {
+    _PORT: ("out", "in"),
+    _MMIO: ("write", "read"),
+    _MSR: ("wrmsr", "rdmsr"),
+}
+_INJECTIONS: Final = frozenset(Injection)

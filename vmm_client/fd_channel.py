@@ -1,0 +1,95 @@
+"""The fd channel: file descriptors collected from core over a SOCK_SEQPACKET socket.
+
+`OpenFdChannel` in `proto/vmsession/v1/core.proto` defines it. The open channel is the client's lease:
+core ends the client's sessions when it closes.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import threading
+
+from vmm_client.errors import BadFd, CoreUnavailable, Refused
+
+ANSWER_SECONDS = 10.0
+PACKET_BYTES = 4096
+FDS_PER_PACKET = 4  # one is right; room for more, so that none is lost unseen and left open
+
+
+class FdChannel:
+    """Owns the socket until `close`."""
+
+    def __init__(self, path: str, ticket: str) -> None:
+        """Redeem a ticket. Raises CoreUnavailable, or Refused if it is not valid (any more)."""
+        self._path = path
+        self._lock = threading.Lock()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.settimeout(ANSWER_SECONDS)
+        try:
+            self._socket.connect(path)
+            self._close_all(self._exchange(ticket))
+        except OSError as error:
+            self._socket.close()
+            raise self._lost(error) from error
+        except Refused:
+            self._socket.close()
+            raise
+
+    def collect(self, what: str) -> int:
+        """The fd of `dataspaces/41c`, `dataspaces/41c read-only` or `sessions/7k2m/vcpus/0`.
+
+        The caller owns the fd, which is close-on-exec. Raises Refused, CoreUnavailable, BadFd.
+        """
+        # Core sends the next fd only when the last was received, so one request at a time.
+        with self._lock:
+            try:
+                fds = self._exchange(what)
+            except OSError as error:
+                # An answer that comes late would be taken for that of the next request.
+                self._socket.close()
+                raise self._lost(error) from error
+        if len(fds) != 1:
+            self._close_all(fds)
+            raise BadFd(what, f"{len(fds)} came instead of one")
+        return fds[0]
+
+    def hung_up(self) -> bool:
+        """Whether core closed its end: the lease is over. Does not block, any thread."""
+        fd = self._socket.fileno()
+        if fd < 0:
+            return True
+        poll = select.poll()
+        poll.register(fd, 0)  # POLLHUP is always told
+        return bool(poll.poll(0))
+
+    def close(self) -> None:
+        """Give up the lease; closing again does nothing."""
+        self._socket.close()
+
+    def _exchange(self, request: str) -> list[int]:
+        self._socket.send(request.encode())
+        answer, fds, flags, _ = socket.recv_fds(
+            self._socket, PACKET_BYTES, FDS_PER_PACKET, socket.MSG_CMSG_CLOEXEC
+        )
+        verdict, _, rest = answer.decode(errors="replace").partition(" ")
+        if verdict == "ok" and not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            return fds
+        self._close_all(fds)
+        if verdict == "error":
+            reason, _, text = rest.partition(" ")
+            raise Refused(reason, text)
+        raise ConnectionResetError("core closed it" if not answer else f"answered {answer!r}")
+
+    def _lost(self, error: OSError) -> CoreUnavailable:
+        if isinstance(error, TimeoutError):
+            why = f"the fd channel did not answer within {ANSWER_SECONDS:.0f} seconds"
+        else:
+            why = f"the fd channel failed: {error.strerror or error}"
+        return CoreUnavailable(self._path, why, "connect again; core's log tells more")
+
+    @staticmethod
+    def _close_all(fds: list[int]) -> None:
+        for fd in fds:
+            os.close(fd)

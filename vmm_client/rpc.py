@@ -1,0 +1,60 @@
+"""gRPC calls with a deadline, and their errors as those of `vmm_client.errors`."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import grpc
+from google.rpc.error_details_pb2 import ErrorInfo
+from grpc_status import rpc_status
+
+from vmm_client.errors import Closed, CoreUnavailable, IncompatibleCore, Refused, VmsessionError
+
+DEADLINE_SECONDS = 30.0
+DOMAIN = "vmsession.v1"
+
+Q = TypeVar("Q")
+A = TypeVar("A")
+
+
+class Rpc:
+    """The channel to one core; owns it until `close`."""
+
+    def __init__(self, path: str) -> None:
+        """Connects with the first call. `path` is absolute."""
+        self._path = path
+        self.channel = grpc.insecure_channel(f"unix://{path}")
+
+    def call(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[Q, A],
+        request: Q,
+        seconds: float = DEADLINE_SECONDS,
+    ) -> A:
+        """The answer. Raises Refused, CoreUnavailable, IncompatibleCore, Closed."""
+        try:
+            return method(request, timeout=seconds)
+        except grpc.RpcError as error:
+            raise self._translated(error) from error
+        except ValueError as error:  # what gRPC raises on a closed channel
+            raise Closed(f"the connection to {self._path}") from error
+
+    def close(self) -> None:
+        """End the connection; closing again does nothing."""
+        self.channel.close()
+
+    def _translated(self, error: grpc.RpcError) -> VmsessionError:
+        assert isinstance(error, grpc.Call)  # what a call that was made raises
+        code, details = error.code(), error.details() or ""
+        status = rpc_status.from_call(error)
+        for detail in status.details if status else ():
+            info = ErrorInfo()
+            if detail.Unpack(info) and info.domain == DOMAIN:
+                return Refused(info.reason, details, info.metadata, code.name)
+        if code is grpc.StatusCode.UNIMPLEMENTED:
+            return IncompatibleCore("core", f"without this method ({details})", DOMAIN)
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            why = "it did not answer in time"
+        else:
+            why = f"{code.name}: {details}"
+        return CoreUnavailable(self._path, why, "see whether it still runs; its log tells more")

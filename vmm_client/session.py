@@ -1,0 +1,188 @@
+"""A virtual machine: vCPUs and guest-physical memory, executed by one engine."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
+
+from vmsession.v1.core_pb2 import Capabilities
+from vmsession.v1.vm_session_pb2 import (
+    TRANSPORT_PAGE,
+    AttachRequest,
+    CreateVcpuRequest,
+    DeleteSessionRequest,
+    DetachRequest,
+    GetSessionRequest,
+)
+from vmsession.v1.vm_session_pb2 import Attachment as AttachmentRecord
+from vmsession.v1.vm_session_pb2 import Session as SessionRecord
+
+from dataspace.address_map import Attachment
+from dataspace.vcpu_page import ABI
+from vmm_client.errors import Closed, CoreUnavailable, Refused, SessionEnded
+from vmm_client.memory import GuestMemory
+from vmm_client.page import Page
+from vmm_client.ram import Ram
+from vmm_client.vcpu import Vcpu
+from vmm_client.written import WrittenLog
+
+if TYPE_CHECKING:
+    from vmm_client.connection import Connection
+
+CHECK_EVERY_SECONDS: Final = 0.4
+CHECK_SECONDS: Final = 2.0
+GONE: Final = ("NOT_FOUND", "ENGINE_DIED")
+
+
+class Session:
+    """Made by `Connection.create_session`. Owns its vCPUs, and the session in core, until `close`;
+    a context manager. Any thread.
+
+    `capabilities` is what its engine can do: `Capabilities` in core.proto. `memory` reads and
+    writes by guest-physical address.
+    """
+
+    def __init__(
+        self, connection: Connection, record: SessionRecord, capabilities: Capabilities
+    ) -> None:
+        self.name = record.name
+        self.label = record.label
+        self.engine = record.engine
+        self.capabilities = capabilities
+        self.memory = GuestMemory()
+        self._connection = connection
+        self._stub = connection.vm_sessions
+        self._lock = threading.Lock()
+        self._vcpus: list[Vcpu] = []
+        self._closed = False
+        self._checked = time.monotonic()
+
+    @property
+    def written_log(self) -> WrittenLog:
+        """What was written into guest memory; every vCPU of the session tells its engine."""
+        return self.memory.log
+
+    def attach(
+        self, ram: Ram, gpa: int, offset: int = 0, size: int = 0, read_only: bool = False
+    ) -> Attachment:
+        """Map `ram`, or `size` bytes of it from `offset`, at `gpa`; size 0 is the rest of it.
+
+        All are multiples of 4096. The guest may write unless `read_only`. The identical attachment
+        again is success. Raises Refused: see Attach in vm_session.proto.
+        """
+        request = AttachRequest(
+            session=self.name,
+            dataspace=ram.name,
+            gpa=gpa,
+            offset=offset,
+            size=size,
+            read_only=read_only,
+        )
+        with self._lock:
+            record = self._connection.rpc.call(self._stub.Attach, request).attachment
+            attachment = self.memory.attach(ram, _attachment(record))
+            ram.attached_to(self)
+        return attachment
+
+    def detach(self, gpa: int, size: int) -> list[Attachment]:
+        """Unmap exactly this range, whatever is attached there; returns what was, piece by piece.
+
+        Raises Refused: see Detach in vm_session.proto.
+        """
+        request = DetachRequest(session=self.name, gpa=gpa, size=size)
+        with self._lock:
+            records = self._connection.rpc.call(self._stub.Detach, request).detached
+            pieces = [_attachment(record) for record in records]
+            self.memory.detach(pieces)
+        return pieces
+
+    def create_vcpu(self, index: int = 0) -> Vcpu:
+        """A new vCPU, below `capabilities.max_vcpus`. It runs when it is served.
+
+        Raises Refused: see CreateVcpu in vm_session.proto; IncompatibleCore, BadFd.
+        """
+        request = CreateVcpuRequest(
+            session=self.name, index=index, transport=TRANSPORT_PAGE, page_abi=ABI
+        )
+        name = self._connection.rpc.call(self._stub.CreateVcpu, request).vcpu.name
+        page = Page.from_fd(self._connection.fd_channel.collect(name), name)
+        vcpu = Vcpu(name, page, self)
+        with self._lock:
+            if self._closed:
+                vcpu.close()
+                raise Closed(self.name)
+            self._vcpus.append(vcpu)
+        return vcpu
+
+    def check_alive(self) -> None:
+        """Raises SessionEnded if it ended without this program's asking: its engine died, or core.
+
+        Cheap to call often: core is asked at most every 0.4 seconds.
+        """
+        now = time.monotonic()
+        if self._closed or now < self._checked + CHECK_EVERY_SECONDS:
+            return
+        self._checked = now
+        if self._connection.fd_channel.hung_up():
+            raise SessionEnded(self.name, "core closed the connection, or ended itself")
+        try:
+            self._connection.rpc.call(
+                self._stub.GetSession, GetSessionRequest(name=self.name), CHECK_SECONDS
+            )
+        except Refused as refusal:
+            if refusal.reason not in GONE or self._closed:
+                return
+            why = refusal.metadata.get("why") or refusal.message
+            raise SessionEnded(self.name, why) from refusal
+        except CoreUnavailable:
+            return  # slow, or gone: if gone, the fd channel tells with the next look
+
+    def close(self) -> None:
+        """End the session: nothing of it is left in core when this returns. Again: nothing.
+
+        Threads that serve its vCPUs end within a second. A session that has ended already, and
+        core being gone, are no errors.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            vcpus = self._vcpus
+        for vcpu in vcpus:
+            vcpu.close()
+        for ram in self.memory.rams():
+            ram.forget(self)
+        self._connection.forget(self)
+        try:
+            self._connection.rpc.call(
+                self._stub.DeleteSession, DeleteSessionRequest(name=self.name)
+            )
+        except CoreUnavailable:
+            return
+        except Refused as refusal:
+            if refusal.reason not in GONE:
+                raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _attachment(record: AttachmentRecord) -> Attachment:
+    return Attachment(
+        record.gpa,
+        record.size,
+        record.dataspace,
+        record.offset,
+        record.writable,
+        record.executable,
+    )

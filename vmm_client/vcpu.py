@@ -1,0 +1,243 @@
+"""A virtual CPU: run it, wait for its exits, answer them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import Final, Protocol
+
+from dataspace._page import Waiter
+from dataspace.vcpu_page import InjectType, Reason, ReplyFlag, mask
+from vmm_client.errors import Closed, MidInstruction, NotStarted, NotStopped
+from vmm_client.exits import Exit
+from vmm_client.page import Page
+from vmm_client.registers import Registers
+from vmm_client.reply import Reply
+from vmm_client.serving import Serving
+from vmm_client.written import WrittenLog
+
+# How long a wait goes on before it asks whether the session still lives: a killed engine or core is
+# noticed within about this time, and the exits themselves pay nothing for it.
+SLICE_SECONDS: Final = 0.5
+
+
+class Owner(Protocol):
+    """What a vCPU needs of its session."""
+
+    @property
+    def written_log(self) -> WrittenLog: ...
+
+    def check_alive(self) -> None:
+        """Raises SessionEnded if the session ended without this program's asking."""
+        ...
+
+
+class Vcpu:
+    """Made by `Session.create_vcpu`, ended with its session.
+
+    Serve it with `for exit in vcpu.exits()`, or with `run` and `wait`, by one thread at a time
+    (Busy). `pause` and `request_window` may be called from any thread at any time. `registers`,
+    `inject` and the other parts of a reply need a vCPU that is stopped at an exit: NotStarted,
+    NotStopped. Everything raises Closed after the session's end.
+    """
+
+    def __init__(self, name: str, page: Page, owner: Owner) -> None:
+        """Take over a page whose vCPU never ran."""
+        self.name = name
+        self.reply = Reply(page.vmm)
+        self.exit = Exit(name, page, self.reply)
+        self.registers = Registers(self)
+        self.serving = Serving(name, page.release)
+        self._page = page
+        self._owner = owner
+        self._log = owner.written_log
+        self._told = 0  # the position in the log up to which the engine knows
+        self._seen = page.waiter.exit_seq
+        self._running = False
+
+    # Running.
+
+    def exits(self, wanted: Iterable[str] = ()) -> Iterator[Exit]:
+        """Run the vCPU and give its exits, STARTUP first; each iteration runs on with the reply
+        made so far. `wanted` as in `want`.
+
+        It is the same `Exit` every time. Ends when this program closes the session; raises
+        SessionEnded when it ends otherwise, UnknownExit, Busy, Closed.
+        """
+        with self.serving:
+            self.want(*wanted)
+            exchange, log = self._page.waiter.exchange, self._log
+            while True:
+                if self._running:  # an earlier wait was broken off
+                    sequence = self._seen
+                else:
+                    if self._told != log.position:
+                        self._tell_written()
+                    self._running = True
+                    sequence = exchange(SLICE_SECONDS)
+                if sequence == self._seen and not self._await(None):
+                    return
+                yield self._take()
+
+    def run(self) -> None:
+        """Run the stopped vCPU with the reply made so far; does not wait. Raises NotStopped."""
+        with self.serving:
+            self.resume()
+
+    def wait(self, timeout: float | None = None) -> Exit | None:
+        """Wait until the vCPU is stopped: its exit, or None when `timeout` seconds are over.
+
+        Raises SessionEnded, Closed, UnknownExit, Busy, NotStarted.
+        """
+        with self.serving:
+            if not self._running:
+                self.stopped_page()
+                return self.exit
+            if self._await(timeout):
+                return self._take()
+        if self.serving.closed:
+            raise Closed(self.name)
+        return None
+
+    def resume(self) -> None:
+        """`run`, for whoever holds `serving`."""
+        if self._running:
+            raise NotStopped(self.name)
+        if self._told != self._log.position:
+            self._tell_written()
+        self._running = True
+        self._page.waiter.run()
+
+    def poll(self) -> Exit | None:
+        """The exit, if there is a new one; does not wait. For whoever holds `serving`."""
+        return self._take() if self._page.waiter.exit_seq != self._seen else None
+
+    @property
+    def running(self) -> bool:
+        """Whether it was run and no exit has been taken since."""
+        return self._running
+
+    def check_alive(self) -> None:
+        """Raises SessionEnded if the session ended without this program's asking."""
+        self._owner.check_alive()
+
+    def awaited(self) -> tuple[Waiter, int]:
+        """What `wait_any` takes: the waiter, and the exit counter that was seen."""
+        return self._page.waiter, self._seen
+
+    # Any thread, any time.
+
+    def pause(self) -> int:
+        """Ask for the exit PAUSED, whatever the guest does; on a stopped vCPU the next run gives
+        it before a guest instruction. Requests coalesce; this one's number is returned."""
+        return self._open_page().waiter.pause()
+
+    def request_window(self) -> int:
+        """Ask for the exit WINDOW as soon as the guest can take an external interrupt."""
+        return self._open_page().waiter.window()
+
+    @property
+    def pauses_acknowledged(self) -> int:
+        """The number of the last `pause` that the last PAUSED answered."""
+        return self._open_page().engine.pause_ack
+
+    @property
+    def tsc_khz(self) -> int:
+        """Nominal frequency of the guest's time-stamp counter in kHz, 0 where not known."""
+        return self._open_page().engine.tsc_khz
+
+    # The reply to the present exit.
+
+    def want(self, *registers: str) -> None:
+        """Have these registers delivered with every exit at an instruction boundary from the next
+        reply on; stays until it is called again. STARTUP delivers all. KeyError: no such name."""
+        self._open_page().vmm.want(*mask(registers))
+
+    def fetch(self, *registers: str) -> Registers:
+        """Have these registers delivered now, at the exit where the vCPU stands.
+
+        What was answered so far is kept. Raises MidInstruction, KeyError, SessionEnded, Closed.
+        """
+        page = self.stopped_page()
+        if self.exit.mid_instruction:
+            raise MidInstruction(self.name)
+        with self.reply.asking(*mask(registers)):
+            self._running = True
+            if page.waiter.exchange(SLICE_SECONDS) == self._seen and not self._await(None):
+                raise Closed(self.name)
+            self._running = False
+            self._seen = page.waiter.exit_seq
+        self.exit.take(self._seen)
+        return self.registers
+
+    def inject(self, vector: int) -> None:
+        """Inject an external interrupt with the next run; see `Exit.injection` for the result."""
+        self._stopped_reply().inject(InjectType.INTERRUPT, vector)
+
+    def inject_nmi(self) -> None:
+        """Make an NMI pending with the next run."""
+        self._stopped_reply().inject(InjectType.NMI, 2)
+
+    def inject_exception(self, vector: int, error_code: int | None = None) -> None:
+        """Raise an exception (vector 0 to 31) in the guest with the next run."""
+        self._stopped_reply().inject(InjectType.EXCEPTION, vector, error_code)
+
+    def withdraw_window(self) -> None:
+        """Forget the requests for a window made so far, with the next run."""
+        self._stopped_reply().set_flag(ReplyFlag.WITHDRAW_WINDOW)
+
+    def stopped_page(self) -> Page:
+        """The page, of which the VMM's half may be written now. NotStopped, NotStarted, Closed."""
+        page = self._open_page()
+        if self._running:
+            raise NotStopped(self.name)
+        if self.exit.reason is Reason.NONE:
+            raise NotStarted(self.name)
+        return page
+
+    def close(self) -> None:
+        """Let go of the page. A thread that serves the vCPU is woken, and ends within a second."""
+        self.serving.close()
+        with suppress(Closed, ValueError):
+            self._page.waiter.pause()
+
+    def _stopped_reply(self) -> Reply:
+        self.stopped_page()
+        return self.reply
+
+    def _open_page(self) -> Page:
+        if self.serving.closed:
+            raise Closed(self.name)
+        return self._page
+
+    def _take(self) -> Exit:
+        """The vCPU is stopped: what was replied before is done with."""
+        self._seen = sequence = self._page.waiter.exit_seq
+        self._running = False
+        reply = self.reply
+        if reply.dirty:
+            reply.renew()
+        elif reply.answered:
+            reply.renew_value()
+        return self.exit.take(sequence)
+
+    def _tell_written(self) -> None:
+        if self.exit.reason is Reason.NONE:
+            return  # the first run carries no reply: the second tells
+        ranges, self._told = self._log.since(self._told)
+        self.reply.written(ranges)
+
+    def _await(self, timeout: float | None) -> bool:
+        """Wait for an exit; False when the time is over, or this program closed the session."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        waiter, left = self._page.waiter, SLICE_SECONDS
+        while not self.serving.closed:
+            if deadline is not None:
+                left = min(SLICE_SECONDS, deadline - time.monotonic())
+            if waiter.wait(self._seen, max(left, 0.0)) != self._seen:
+                return True
+            if left <= 0:
+                return False
+            self._owner.check_alive()
+        return False
