@@ -78,6 +78,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INTERNAL. A defect in core; its log tells more under the metadata `incident`."""
     ERROR_REASON_DENIED: _ErrorReason.ValueType  # 21
     """PERMISSION_DENIED. Policy does not allow it: metadata `why`."""
+    ERROR_REASON_ADDRESS_MAP_FULL: _ErrorReason.ValueType  # 22
+    """RESOURCE_EXHAUSTED. The session's address map holds as many attachments as it may, metadata `used`,
+    `limit`; more quota does not help.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused. Every error carries a google.rpc.ErrorInfo in its status details: `reason`
@@ -142,4 +146,8 @@ ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 20
 """INTERNAL. A defect in core; its log tells more under the metadata `incident`."""
 ERROR_REASON_DENIED: ErrorReason.ValueType  # 21
 """PERMISSION_DENIED. Policy does not allow it: metadata `why`."""
+ERROR_REASON_ADDRESS_MAP_FULL: ErrorReason.ValueType  # 22
+"""RESOURCE_EXHAUSTED. The session's address map holds as many attachments as it may, metadata `used`,
+`limit`; more quota does not help.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

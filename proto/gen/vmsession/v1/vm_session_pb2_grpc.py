@@ -193,7 +193,7 @@ class VmSessionServiceServicer:
         success. Charges one capability to the session.
 
         Errors: NOT_FOUND (session or dataspace), INVALID_DATASPACE, INVALID_RANGE, REGION_CONFLICT,
-        OUT_OF_CAPS, ENGINE_LIMIT, MEMORY_FAILURE, REQUEST_ID_REUSED.
+        OUT_OF_CAPS, ADDRESS_MAP_FULL, ENGINE_LIMIT, MEMORY_FAILURE, REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -201,7 +201,8 @@ class VmSessionServiceServicer:
 
     def Detach(self, request, context):
         """Unmaps exactly the given range, whatever is attached there; what overlaps its ends is split.
-        Errors: NOT_FOUND, INVALID_RANGE, OUT_OF_CAPS (a split needs one), ENGINE_LIMIT, REQUEST_ID_REUSED.
+        Errors: NOT_FOUND, INVALID_RANGE, OUT_OF_CAPS and ADDRESS_MAP_FULL (a split needs one
+        attachment more), REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -70,11 +70,12 @@ class VmSessionServiceStub:
     success. Charges one capability to the session.
 
     Errors: NOT_FOUND (session or dataspace), INVALID_DATASPACE, INVALID_RANGE, REGION_CONFLICT,
-    OUT_OF_CAPS, ENGINE_LIMIT, MEMORY_FAILURE, REQUEST_ID_REUSED.
+    OUT_OF_CAPS, ADDRESS_MAP_FULL, ENGINE_LIMIT, MEMORY_FAILURE, REQUEST_ID_REUSED.
     """
     Detach: _grpc.UnaryUnaryMultiCallable[_vm_session_pb2.DetachRequest, _vm_session_pb2.DetachResponse]
     """Unmaps exactly the given range, whatever is attached there; what overlaps its ends is split.
-    Errors: NOT_FOUND, INVALID_RANGE, OUT_OF_CAPS (a split needs one), ENGINE_LIMIT, REQUEST_ID_REUSED.
+    Errors: NOT_FOUND, INVALID_RANGE, OUT_OF_CAPS and ADDRESS_MAP_FULL (a split needs one
+    attachment more), REQUEST_ID_REUSED.
     """
     ListAttachments: _grpc.UnaryUnaryMultiCallable[_vm_session_pb2.ListAttachmentsRequest, _vm_session_pb2.ListAttachmentsResponse]
     """Lists a session's attachments in address order. Errors: NOT_FOUND."""
@@ -149,11 +150,12 @@ class VmSessionServiceAsyncStub(VmSessionServiceStub):
     success. Charges one capability to the session.
 
     Errors: NOT_FOUND (session or dataspace), INVALID_DATASPACE, INVALID_RANGE, REGION_CONFLICT,
-    OUT_OF_CAPS, ENGINE_LIMIT, MEMORY_FAILURE, REQUEST_ID_REUSED.
+    OUT_OF_CAPS, ADDRESS_MAP_FULL, ENGINE_LIMIT, MEMORY_FAILURE, REQUEST_ID_REUSED.
     """
     Detach: _aio.UnaryUnaryMultiCallable[_vm_session_pb2.DetachRequest, _vm_session_pb2.DetachResponse]  # type: ignore[assignment]
     """Unmaps exactly the given range, whatever is attached there; what overlaps its ends is split.
-    Errors: NOT_FOUND, INVALID_RANGE, OUT_OF_CAPS (a split needs one), ENGINE_LIMIT, REQUEST_ID_REUSED.
+    Errors: NOT_FOUND, INVALID_RANGE, OUT_OF_CAPS and ADDRESS_MAP_FULL (a split needs one
+    attachment more), REQUEST_ID_REUSED.
     """
     ListAttachments: _aio.UnaryUnaryMultiCallable[_vm_session_pb2.ListAttachmentsRequest, _vm_session_pb2.ListAttachmentsResponse]  # type: ignore[assignment]
     """Lists a session's attachments in address order. Errors: NOT_FOUND."""
@@ -273,7 +275,7 @@ class VmSessionServiceServicer(metaclass=_abc_1.ABCMeta):
         success. Charges one capability to the session.
 
         Errors: NOT_FOUND (session or dataspace), INVALID_DATASPACE, INVALID_RANGE, REGION_CONFLICT,
-        OUT_OF_CAPS, ENGINE_LIMIT, MEMORY_FAILURE, REQUEST_ID_REUSED.
+        OUT_OF_CAPS, ADDRESS_MAP_FULL, ENGINE_LIMIT, MEMORY_FAILURE, REQUEST_ID_REUSED.
         """
 
     @_abc_1.abstractmethod
@@ -283,7 +285,8 @@ class VmSessionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_vm_session_pb2.DetachResponse, _abc.Awaitable[_vm_session_pb2.DetachResponse]]:
         """Unmaps exactly the given range, whatever is attached there; what overlaps its ends is split.
-        Errors: NOT_FOUND, INVALID_RANGE, OUT_OF_CAPS (a split needs one), ENGINE_LIMIT, REQUEST_ID_REUSED.
+        Errors: NOT_FOUND, INVALID_RANGE, OUT_OF_CAPS and ADDRESS_MAP_FULL (a split needs one
+        attachment more), REQUEST_ID_REUSED.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,70 @@
+# The front door for people who work on vmsession. `make help` lists what there is.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NATIVE := $(wildcard core_service/engine/native/*.[ch]) $(wildcard core_service/engine/native/*.py) \
+	$(wildcard dataspace/*.c) $(wildcard dataspace/native/*.h) proto/vcpu_page.h setup.py pyproject.toml
+
+.PHONY: help demo test lint types bench soak proto lock clean
+
+help:
+	@echo "make demo    boot Linux and small guests against a private core, then audit every dataspace"
+	@echo "make test    run the tests"
+	@echo "make lint    ruff, import-linter, buf"
+	@echo "make types   mypy --strict"
+	@echo "make bench   measure the cost of exits; writes bench.json"
+	@echo "make soak    long campaigns, by hand"
+	@echo "make proto   generate the gRPC code again"
+	@echo "make lock    pin the dependencies again"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] == (3, 11) else "vmsession is built with Python 3.11; set PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: requirements.lock | $(BIN)/python
+	@echo "installing the dependencies ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
+	@echo "installing the development tools ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@touch $@
+
+$(VENV)/.vmsession: $(VENV)/.runtime $(NATIVE)
+	@command -v $${CC:-gcc} >/dev/null || { echo "no C compiler: install gcc (Debian: apt-get install gcc libc6-dev python3-dev)" >&2; exit 1; }
+	@echo "building vmsession ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@touch $@
+
+demo: $(VENV)/.vmsession
+	@$(BIN)/python examples/demo.py
+
+test: $(VENV)/.dev $(VENV)/.vmsession
+	@$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev $(VENV)/.vmsession
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+	cd proto && ../$(BIN)/buf lint && ../$(BIN)/buf breaking --against baseline.binpb
+
+types: $(VENV)/.dev $(VENV)/.vmsession
+	$(BIN)/mypy
+
+bench: $(VENV)/.vmsession
+	@$(BIN)/python tests/benchmarks/bench.py
+
+soak: $(VENV)/.dev $(VENV)/.vmsession
+	@$(BIN)/python -m pytest -m soak --timeout 0
+
+proto: $(VENV)/.dev
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python proto/generate.py
+
+lock: $(VENV)/.dev
+	$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --output-file requirements.lock requirements.in pyproject.toml
+	$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info core_service/engine/native/bin dataspace/_page*.so bench.json
