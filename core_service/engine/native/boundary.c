@@ -36,7 +36,7 @@ static bool owes(const struct owed *owed)
 
 bool vcpu_owes_boundary(struct vcpu *vcpu)
 {
-	return owes(&vcpu->common->owed) || vcpu_attention(vcpu) != ATTENTION_NONE;
+	return owes(&vcpu->common->owed) || vcpu_attention(vcpu) & ~(unsigned)ATTENTION_WINDOW;
 }
 
 static uint64_t read_rip(struct vcpu *vcpu)

@@ -136,7 +136,8 @@ enum run_verdict vcpu_exchange(struct vcpu *);
  * code is to be executed. */
 enum run_verdict vcpu_boundary(struct vcpu *);
 
-/* Whether anything waits for the next boundary: of the last reply, or by vcpu_attention(). */
+/* Whether anything waits for the next boundary: of the last reply, or by vcpu_attention(). Not
+ * ATTENTION_WINDOW: the backend comes to a boundary as soon as an interrupt can be taken. */
 bool vcpu_owes_boundary(struct vcpu *);
 
 /* The guest executed HLT at `ip`, of `length` bytes, and the CPU's rip is behind it; or it shut down.

@@ -78,6 +78,7 @@ struct vcpu_common {
 	enum vcpu_injection_result injection_result; /* goes into the next exit */
 
 	struct failure failure; /* of vcpu_create */
+	_Atomic uint32_t dismissed; /* all vCPUs have ended: the thread may destroy its own */
 };
 
 /* Control thread, see vcpu_control.c. */

@@ -33,6 +33,15 @@ static void enter_phase(struct vcpu *vcpu, enum vcpu_phase phase)
 	futex_wake(&vcpu->common->phase);
 }
 
+/* Whoever saw the vCPU in GUEST may be about to kick it: it stays until all vCPUs have ended. */
+static void park(struct vcpu *vcpu)
+{
+	_Atomic uint32_t *dismissed = &vcpu->common->dismissed;
+	enter_phase(vcpu, PHASE_ENDED);
+	while (!atomic_load(dismissed))
+		futex_sleep(dismissed, 0, PAGE_WAIT_SLEEP_LIMIT_NS);
+}
+
 static void *vcpu_main(void *argument)
 {
 	struct vcpu *vcpu = argument;
@@ -41,9 +50,11 @@ static void *vcpu_main(void *argument)
 		enter_phase(vcpu, PHASE_STOPPED);
 		if (vcpu_start_up(vcpu) == RUN_GO)
 			backend.vcpu_loop(vcpu);
+		park(vcpu);
 		backend.vcpu_destroy(vcpu);
+	} else {
+		enter_phase(vcpu, PHASE_ENDED);
 	}
-	enter_phase(vcpu, PHASE_ENDED);
 	return NULL;
 }
 
@@ -160,24 +171,32 @@ void vcpu_request(struct vcpu *vcpu, struct request *request)
 		backend.kick(vcpu);
 }
 
-static void end_vcpu(struct vcpu *vcpu)
+static void await_end(struct vcpu *vcpu)
 {
 	_Atomic uint32_t *phase = &vcpu->common->phase;
-	alert(vcpu);
 	for (uint32_t now = atomic_load(phase); now != PHASE_ENDED; now = atomic_load(phase)) {
 		if (now == PHASE_GUEST)
 			backend.kick(vcpu);
 		futex_sleep(phase, now, PAGE_WAIT_SLEEP_LIMIT_NS);
 	}
+}
+
+static void dismiss(struct vcpu *vcpu)
+{
+	atomic_store(&vcpu->common->dismissed, 1);
+	futex_wake(&vcpu->common->dismissed);
 	pthread_join(vcpu->thread, NULL);
 	vcpu_free(vcpu);
 }
 
 void vcpu_end_all(struct vm *vm)
 {
-	for (uint32_t i = 0; i < atomic_load(&vm->vcpus); i++)
+	uint32_t vcpus = atomic_load(&vm->vcpus);
+	for (uint32_t i = 0; i < vcpus; i++)
 		alert(vm->vcpu[i]);
-	for (uint32_t i = 0; i < atomic_load(&vm->vcpus); i++)
-		end_vcpu(vm->vcpu[i]);
+	for (uint32_t i = 0; i < vcpus; i++)
+		await_end(vm->vcpu[i]);
 	atomic_store(&vm->vcpus, 0);
+	for (uint32_t i = 0; i < vcpus; i++)
+		dismiss(vm->vcpu[i]);
 }

@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The KVM backend's own: what kvm*.c share. Kernel interface: Documentation/virt/kvm/api.rst.
+ */
+#ifndef VMSESSION_KVM_H
+#define VMSESSION_KVM_H
+
+#include <errno.h>
+#include <linux/kvm.h>
+#include <sys/ioctl.h>
+
+#include "engine.h"
+
+#define KVM_SLOTS 4096u /* regions of one VM, where the kernel gives as many */
+
+struct kvm_vm {
+	int fd;
+	size_t run_size;         /* of the kvm_run mapping */
+	struct kvm_cpuid2 *cpuid; /* of every vCPU, but for its index */
+	uint32_t slots;          /* at most KVM_SLOTS */
+	uint64_t slot_used[KVM_SLOTS / 64];
+};
+
+struct kvm_vcpu {
+	int fd;
+	struct kvm_run *run;
+	/* KVM_RUN has still to complete the instruction of the last exit with what we filled in. */
+	bool unfinished;
+	/* KVM_SYNC_X86_* of what run->s.regs holds, as the CPU has it or as it will have it. */
+	uint64_t fresh;
+	/* An interrupt would be taken now: as KVM said at its last exit, and nothing was injected since. */
+	bool interruptible;
+};
+
+static inline struct kvm_vm *kvm_vm(const struct vm *vm)
+{
+	return vm->backend;
+}
+
+static inline struct kvm_vcpu *kvm_vcpu(const struct vcpu *vcpu)
+{
+	return vcpu->backend;
+}
+
+/* kvm_cpuid.c: what the host's KVM supports less what nothing here serves. NULL with errno on failure;
+ * the caller frees it. */
+struct kvm_cpuid2 *kvm_cpuid_read(int kvm_fd, uint32_t tsc_khz);
+uint32_t kvm_cpuid_physical_bits(const struct kvm_cpuid2 *);
+/* Bytes of the XSAVE area, at most VCPU_FPU_BYTES. */
+uint32_t kvm_cpuid_xsave_bytes(const struct kvm_cpuid2 *);
+int kvm_cpuid_set(const struct kvm_cpuid2 *, int vcpu_fd, uint32_t index);
+
+/* kvm_memory.c */
+enum channel_status kvm_map(struct vm *, struct region *, struct failure *);
+void kvm_unmap(struct vm *, struct region *);
+
+/* kvm_vcpu.c */
+enum channel_status kvm_vcpu_create(struct vcpu *, struct failure *);
+void kvm_vcpu_destroy(struct vcpu *);
+void kvm_vcpu_loop(struct vcpu *);
+void kvm_kick(struct vcpu *);
+/* KVM_RUN that only takes over dirty registers and completes the last exit's instruction: 0 when that
+ * gave another exit, -EINTR when it is done, another -errno on failure. */
+int kvm_complete(struct kvm_vcpu *);
+
+/* kvm_exit.c: publish what KVM_RUN returned with. `error` is 0 or its -errno. */
+enum run_verdict kvm_exit(struct vcpu *, int error);
+
+/* kvm_state.c */
+void kvm_read_state(struct vcpu *, const uint64_t wanted[2], struct vcpu_engine_half *out);
+bool kvm_write_state(struct vcpu *, const struct vcpu_vmm_half *charged, const uint8_t *fpu);
+/* The fields that KVM_RUN is to return along, for the registers wanted. */
+uint64_t kvm_sync_fields(const uint64_t wanted[2]);
+
+/* kvm_event.c */
+uint32_t kvm_event_flags(struct vcpu *);
+bool kvm_inject(struct vcpu *, uint32_t injection, uint32_t error);
+
+#endif

@@ -1,0 +1,122 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * KVM's vCPU and its loop. The common exit costs one ioctl, KVM_RUN; what the VMM wants of the state
+ * comes along with it (KVM_CAP_SYNC_REGS), since any other ioctl on a vCPU costs nearly as much as an exit.
+ */
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "failure.h"
+#include "kvm.h"
+#include "signals.h"
+
+static enum channel_status open_vcpu(struct vcpu *vcpu, struct failure *failure)
+{
+	const struct kvm_vm *vm = kvm_vm(vcpu->vm);
+	struct kvm_vcpu *own = kvm_vcpu(vcpu);
+	own->fd = ioctl(vm->fd, KVM_CREATE_VCPU, vcpu->index);
+	if (own->fd < 0)
+		return failed_call(failure, "vCPU %u: KVM_CREATE_VCPU", vcpu->index);
+	void *run = mmap(NULL, vm->run_size, PROT_READ | PROT_WRITE, MAP_SHARED, own->fd, 0);
+	if (run == MAP_FAILED)
+		return failed_call(failure, "vCPU %u: mmap", vcpu->index);
+	own->run = run;
+	if (kvm_cpuid_set(vm->cpuid, own->fd, vcpu->index) < 0)
+		return failed_call(failure, "vCPU %u: KVM_SET_CPUID2", vcpu->index);
+	vcpu->half->fpu_size = kvm_cpuid_xsave_bytes(vm->cpuid);
+	return CHANNEL_OK;
+}
+
+enum channel_status kvm_vcpu_create(struct vcpu *vcpu, struct failure *failure)
+{
+	struct kvm_vcpu *own = calloc(1, sizeof(*own));
+	if (!own)
+		return failed_call(failure, "vCPU %u", vcpu->index);
+	own->fd = -1;
+	vcpu->backend = own;
+	enum channel_status status = open_vcpu(vcpu, failure);
+	if (status != CHANNEL_OK)
+		kvm_vcpu_destroy(vcpu);
+	return status;
+}
+
+void kvm_vcpu_destroy(struct vcpu *vcpu)
+{
+	struct kvm_vcpu *own = kvm_vcpu(vcpu);
+	if (own->run)
+		munmap(own->run, kvm_vm(vcpu->vm)->run_size);
+	if (own->fd >= 0)
+		close(own->fd);
+	free(own);
+	vcpu->backend = NULL;
+}
+
+/* immediate_exit is written by the kicking threads and read by the kernel: an atomic byte, so that the
+ * compiler keeps each store where it stands. */
+static _Atomic uint8_t *immediate_exit(struct kvm_vcpu *own)
+{
+	return (_Atomic uint8_t *)&own->run->immediate_exit;
+}
+
+void kvm_kick(struct vcpu *vcpu)
+{
+	/* The flag first: a signal that comes just before KVM_RUN is lost, but KVM_RUN then sees the flag. */
+	atomic_store(immediate_exit(kvm_vcpu(vcpu)), 1);
+	signals_kick(vcpu->thread);
+}
+
+static int run(struct kvm_vcpu *own)
+{
+	int error = ioctl(own->fd, KVM_RUN, 0) < 0 ? -errno : 0;
+	own->fresh = own->run->kvm_valid_regs;
+	own->interruptible = own->run->ready_for_interrupt_injection && own->run->if_flag;
+	return error;
+}
+
+int kvm_complete(struct kvm_vcpu *own)
+{
+	atomic_store(immediate_exit(own), 1);
+	int error = run(own);
+	own->unfinished = false;
+	return error;
+}
+
+/* Finish the instruction of the last exit and no other. It may give one more exit, and then stays unfinished. */
+static enum run_verdict finish(struct vcpu *vcpu)
+{
+	struct kvm_vcpu *own = kvm_vcpu(vcpu);
+	own->run->kvm_valid_regs = kvm_sync_fields(vcpu->reply.reply.wanted);
+	int error = kvm_complete(own);
+	return error == -EINTR ? RUN_GO : kvm_exit(vcpu, error);
+}
+
+static enum run_verdict enter(struct vcpu *vcpu)
+{
+	struct kvm_vcpu *own = kvm_vcpu(vcpu);
+	/* Sequentially consistent, before the look at what is asked: a kick that comes after that look sets
+	 * the flag again, and what a kick before it was for is seen. */
+	atomic_store(immediate_exit(own), 0);
+	unsigned attention = vcpu_attention(vcpu);
+	bool window = attention & ATTENTION_WINDOW;
+	if (attention & ~(unsigned)ATTENTION_WINDOW || (window && own->interruptible && !own->unfinished))
+		return RUN_GO;
+	own->run->request_interrupt_window = window;
+	own->run->kvm_valid_regs = kvm_sync_fields(vcpu->reply.reply.wanted);
+	own->unfinished = false;
+	return kvm_exit(vcpu, run(own));
+}
+
+void kvm_vcpu_loop(struct vcpu *vcpu)
+{
+	struct kvm_vcpu *own = kvm_vcpu(vcpu);
+	enum run_verdict verdict = RUN_GO;
+	while (verdict == RUN_GO) {
+		if (own->unfinished && vcpu_owes_boundary(vcpu))
+			verdict = finish(vcpu);
+		else if (!own->unfinished && vcpu_boundary(vcpu) == RUN_ENDED)
+			verdict = RUN_ENDED;
+		else
+			verdict = enter(vcpu);
+	}
+}
