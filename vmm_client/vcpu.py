@@ -76,8 +76,10 @@ class Vcpu:
                         self._tell_written()
                     self._running = True
                     sequence = exchange(SLICE_SECONDS)
-                if sequence == self._seen and not self._await(None):
-                    return
+                if sequence == self._seen:
+                    self._owner.check_alive()
+                    if not self._await(None):
+                        return
                 yield self._take()
 
     def run(self) -> None:
