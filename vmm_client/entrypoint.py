@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import ExitStack
 from typing import Final
 
@@ -15,7 +15,7 @@ from vmm_client.vcpu import SLICE_SECONDS, Vcpu
 MOST_VCPUS: Final = 128  # FUTEX_WAITV_MAX, linux/futex.h
 
 
-def serve(vcpus: Iterable[Vcpu]) -> Iterator[tuple[Vcpu, Exit]]:
+def serve(vcpus: Iterable[Vcpu]) -> Generator[tuple[Vcpu, Exit], None, None]:
     """Run these vCPUs and give their exits as they come: see `Entrypoint.exits`."""
     return Entrypoint(vcpus).exits()
 
@@ -36,7 +36,7 @@ class Entrypoint:
             raise ValueError(f"an entrypoint serves at most {MOST_VCPUS} vCPUs")
         self._vcpus[vcpu] = None
 
-    def exits(self) -> Iterator[tuple[Vcpu, Exit]]:
+    def exits(self) -> Generator[tuple[Vcpu, Exit], None, None]:
         """Run the vCPUs and give their exits; each runs on with its reply when the next exit is
         asked for. In turns: no vCPU starves another.
 

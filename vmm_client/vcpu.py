@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Generator, Iterable
 from contextlib import suppress
 from typing import Final, Protocol
 
@@ -58,7 +58,7 @@ class Vcpu:
 
     # Running.
 
-    def exits(self, wanted: Iterable[str] = ()) -> Iterator[Exit]:
+    def exits(self, wanted: Iterable[str] = ()) -> Generator[Exit, None, None]:
         """Run the vCPU and give its exits, STARTUP first; each iteration runs on with the reply
         made so far. `wanted` as in `want`.
 
@@ -90,7 +90,7 @@ class Vcpu:
     def wait(self, timeout: float | None = None) -> Exit | None:
         """Wait until the vCPU is stopped: its exit, or None when `timeout` seconds are over.
 
-        Raises SessionEnded, Closed, UnknownExit, Busy, NotStarted.
+        Raises ValueError for a timeout below 0, SessionEnded, Closed, UnknownExit, Busy, NotStarted.
         """
         with self.serving:
             if not self._running:
@@ -232,14 +232,14 @@ class Vcpu:
 
     def _await(self, timeout: float | None) -> bool:
         """Wait for an exit; False when the time is over, or this program closed the session."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        waiter, left = self._page.waiter, SLICE_SECONDS
+        remaining = math.inf if timeout is None else timeout
+        waiter = self._page.waiter
         while not self.serving.closed:
-            if deadline is not None:
-                left = min(SLICE_SECONDS, deadline - time.monotonic())
-            if waiter.wait(self._seen, max(left, 0.0)) != self._seen:
+            part = remaining if remaining < SLICE_SECONDS else SLICE_SECONDS
+            if waiter.wait(self._seen, part) != self._seen:
                 return True
-            if left <= 0:
+            remaining -= part
+            if remaining <= 0:
                 return False
             self._owner.check_alive()
         return False

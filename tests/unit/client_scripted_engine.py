@@ -176,10 +176,7 @@ class ScriptedEngine:
     def _answer(self) -> Answer:
         words, longs = self._reply.u32, self._reply.u64
         count = words[layout.REPLY_WRITTEN_COUNT_AT // 4]
-        written = None if count == layout.WRITTEN_ALL else []
-        for index in range(count if written is not None else 0):
-            at = layout.REPLY_WRITTEN_AT // 8 + 2 * index
-            written.append((longs[at], longs[at + 1]))
+        ranges = None if count == layout.WRITTEN_ALL else [self._range(i) for i in range(count)]
         wanted = layout.REPLY_WANTED_AT // 8
         return Answer(
             flags=words[layout.REPLY_FLAGS_AT // 4],
@@ -187,10 +184,14 @@ class ScriptedEngine:
             error=words[layout.REPLY_INJECTION_ERROR_AT // 4],
             value=longs[layout.REPLY_VALUE_AT // 8],
             wanted=(longs[wanted], longs[wanted + 1]),
-            written=written,
+            written=ranges,
             data=bytes(self._reply.u8[layout.DATA_AT : layout.DATA_AT + layout.DATA_BYTES]),
             charged=self._reply.registers(),
         )
+
+    def _range(self, index: int) -> tuple[int, int]:
+        at = layout.REPLY_WRITTEN_AT // 8 + 2 * index
+        return self._reply.u64[at], self._reply.u64[at + 1]
 
 
 class Owner:
