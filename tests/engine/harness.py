@@ -1,0 +1,340 @@
+"""Drives an engine executable over its channel, in the place of core, and its vCPUs in the place of
+VMMs. The same tests run on every engine."""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import select
+import signal
+import socket
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from core_service.engine import protocol
+from core_service.engine.catalog import KINDS
+from core_service.engine.protocol import Hello, Response, Status, Transport, Type
+from dataspace._page import Waiter
+from dataspace.registers import SCALARS, Segment
+from dataspace.vcpu_page import (
+    ALL_SCALARS,
+    ALL_SEGMENTS,
+    HALF_BYTES,
+    PAGE_BYTES,
+    VMM_HALF,
+    EngineHalf,
+    Reason,
+    VmmHalf,
+    mask,
+)
+
+PATIENCE: Final = 10.0  # seconds until a test gives up on an answer
+PAGE: Final = 4096
+
+FLAT_CODE: Final = Segment(0x08, 0xC9B, 0xFFFFFFFF, 0)
+FLAT_DATA: Final = Segment(0x10, 0xC93, 0xFFFFFFFF, 0)
+
+
+class EngineGoneError(Exception):
+    """The engine closed its channel; the text is what it said last."""
+
+
+def memory(size: int, content: bytes = b"", *, seals: int = fcntl.F_SEAL_SHRINK) -> int:
+    """A memfd as core makes them. The caller closes it."""
+    fd = os.memfd_create("guest", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, size)
+    os.pwrite(fd, content, 0)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    return fd
+
+
+def environment(name: str) -> dict[str, str]:
+    """What core gives the engine `name`."""
+    return next(kind for kind in KINDS if kind.name == name).environment()
+
+
+class Engine:
+    """An engine process and our end of its channel. Ends the process on leaving."""
+
+    def __init__(self, executable: Path, variables: dict[str, str] | None = None) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self.pid = os.posix_spawn(
+                executable,
+                [executable.name],
+                variables or {},
+                file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), protocol.CHANNEL_FD)],
+            )
+        self.pidfd = os.pidfd_open(self.pid)
+        self.channel = ours
+        self.channel.settimeout(PATIENCE)
+        self.exits: deque[protocol.Exit] = deque()
+        self.status: int | None = None
+        self._number = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.channel.close()
+        try:
+            self.wait()
+        finally:
+            os.close(self.pidfd)
+
+    def wait(self) -> int:
+        """The exit status, negative for a signal; kills what does not end."""
+        if self.status is None:
+            ended, _, _ = select.select([self.pidfd], [], [], PATIENCE)
+            if not ended:
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.status
+
+    def receive(self) -> bytes:
+        """The next packet. Raises EngineGoneError at the end of the channel."""
+        try:
+            packet = self.channel.recv(protocol.PACKET_LIMIT + 1)
+        except ConnectionResetError:
+            packet = b""
+        if not packet:
+            raise EngineGoneError
+        if protocol.header(packet)[0] == Type.FAILED:
+            raise EngineGoneError(protocol.parse_response(packet).text)
+        return packet
+
+    def hello(self) -> Hello:
+        """The engine's first words."""
+        return protocol.parse_hello(self.receive())
+
+    def send(self, packet: bytes, *fds: int) -> None:
+        """One packet as it stands."""
+        socket.send_fds(self.channel, [packet], fds)
+
+    def answer(self) -> bytes:
+        """The next packet that is no exit; exits on the way are kept."""
+        while True:
+            packet = self.receive()
+            if protocol.header(packet)[0] != Type.EXIT:
+                return packet
+            self.exits.append(protocol.parse_exit(packet))
+
+    def ask(self, packet: Callable[[int], bytes], *fds: int) -> Response:
+        """Send a request and return its response."""
+        self._number += 1
+        self.send(packet(self._number), *fds)
+        answer = self.answer()
+        assert protocol.header(answer) == (Type.RESPONSE, self._number)
+        return protocol.parse_response(answer)
+
+    def demand(self, packet: Callable[[int], bytes], *fds: int) -> None:
+        """A request that must succeed."""
+        response = self.ask(packet, *fds)
+        assert response.status == Status.OK, response
+
+    def next_exit(self, index: int) -> EngineHalf:
+        """The next exit of a vCPU with the stream transport."""
+        while True:
+            for arrived in self.exits:
+                if arrived.index == index:
+                    self.exits.remove(arrived)
+                    return EngineHalf(arrived.half)
+            packet = self.receive()
+            assert protocol.header(packet)[0] == Type.EXIT
+            self.exits.append(protocol.parse_exit(packet))
+
+    def map(self, gpa: int, fd: int, size: int, *, offset: int = 0, writable: bool = True) -> None:
+        """Attach a dataspace, executable."""
+        flags = protocol.EXECUTABLE | protocol.WRITABLE * writable
+        self.demand(
+            lambda number: protocol.range_packet(Type.MAP, number, gpa, size, offset, flags), fd
+        )
+
+    def unmap(self, gpa: int, size: int) -> None:
+        """Detach a range."""
+        self.demand(lambda number: protocol.range_packet(Type.UNMAP, number, gpa, size))
+
+    def written(self, gpa: int, size: int) -> None:
+        """Note that we wrote guest memory."""
+        self.demand(lambda number: protocol.range_packet(Type.WRITTEN, number, gpa, size))
+
+    @contextmanager
+    def ram(self, gpa: int, content: bytes, size: int = 16 * PAGE) -> Iterator[mmap.mmap]:
+        """Attach memory that holds `content`, and give it to the test as well."""
+        fd = memory(size, content)
+        try:
+            self.map(gpa, fd, size)
+            with mmap.mmap(fd, size) as view:
+                yield view
+        finally:
+            os.close(fd)
+
+    def threads(self) -> int:
+        """How many the process has."""
+        return len(list(Path(f"/proc/{self.pid}/task").iterdir()))
+
+    def fds(self) -> int:
+        """How many descriptors the process has open."""
+        return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
+
+    def mappings(self) -> int:
+        """How many memory objects of the harness the process maps."""
+        return Path(f"/proc/{self.pid}/maps").read_text().count("/memfd:guest")
+
+
+class Vcpu:
+    """A vCPU, whatever its transport: run it, look at its exit, prepare the reply."""
+
+    def __init__(self, engine: Engine, transport: Transport, index: int = 0) -> None:
+        self.engine = engine
+        self.index = index
+        self.transport = transport
+        self.map: mmap.mmap | None = None
+        if transport == Transport.PAGE:
+            fd = memory(PAGE_BYTES)
+            try:
+                engine.demand(self._create, fd)
+                self.map = mmap.mmap(fd, PAGE_BYTES)
+            finally:
+                os.close(fd)
+            self.waiter = Waiter(self.map, 20000)
+            self.exit = EngineHalf(self.map)
+            self.reply = VmmHalf(self.map, VMM_HALF)
+        else:
+            engine.demand(self._create)
+            self.exit = EngineHalf(bytes(HALF_BYTES))
+            self.reply = VmmHalf(bytearray(HALF_BYTES))
+
+    def _create(self, number: int) -> bytes:
+        return protocol.vcpu_packet(Type.CREATE_VCPU, number, self.index, self.transport)
+
+    def _packet(self, kind: Type, exit_seq: int = 0) -> Callable[[int], bytes]:
+        half = bytes(self.reply.u8)
+        return lambda number: protocol.run_packet(kind, number, self.index, exit_seq, half)
+
+    def start(self) -> None:
+        """Let it run with the reply prepared, and clear the reply where it is not shared."""
+        if self.map:
+            self.waiter.run()
+            return
+        self.engine.demand(self._packet(Type.RUN, self.exit.exit_seq))
+        self.reply.clear_reply()
+
+    def wait(self) -> EngineHalf:
+        """Wait for its next exit."""
+        if not self.map:
+            self.exit = self.engine.next_exit(self.index)
+            return self.exit
+        seen = self.seen
+        arrived = self.waiter.wait(seen, PATIENCE)
+        assert arrived != seen, "no exit within the time limit"
+        self.seen = arrived
+        self.reply.clear_reply()
+        return self.exit
+
+    seen = 0
+
+    def run(self) -> EngineHalf:
+        """Run until the next exit."""
+        self.start()
+        return self.wait()
+
+    def expect(self, reason: Reason) -> EngineHalf:
+        """Run, and look at why it stops."""
+        self.run()
+        assert self.reason == reason, self.describe()
+        return self.exit
+
+    @property
+    def reason(self) -> Reason:
+        """Of the last exit."""
+        return Reason(self.exit.reason)
+
+    def describe(self) -> str:
+        """The last exit, for a failed assertion."""
+        exit_ = self.exit
+        return (
+            f"{self.reason!r} flags {exit_.flags:#x} address {exit_.address:#x} ip {exit_.ip:#x} "
+            f"detail {exit_.detail:#x} bytes {exit_.instruction_bytes.hex()} "
+            f"registers {exit_.registers()}"
+        )
+
+    def begin(self, ip: int, mode: str = "protected") -> None:
+        """The first run, and the registers to begin at `ip` in flat 32-bit or in real mode."""
+        self.expect(Reason.STARTUP)
+        if mode == "protected":
+            self.charge(cr0=0x11, cs=FLAT_CODE)
+            self.charge(**dict.fromkeys(("ds", "es", "ss", "fs", "gs"), FLAT_DATA))
+        else:
+            self.charge(cs=Segment(0, 0x9B, 0xFFFF, 0))
+        self.charge(rip=ip, rflags=2, rsp=0x8000)
+        self.reply.want(0, 0)
+
+    def charge(self, **registers: int | Segment) -> None:
+        """Registers for the next run."""
+        for name, value in registers.items():
+            self.reply.charge(name, value)
+
+    def want(self, *names: str) -> None:
+        """Registers to see with the next exits."""
+        self.reply.want(*mask(names))
+
+    def want_all(self) -> None:
+        """All of them, but for the FPU."""
+        self.reply.want(ALL_SCALARS, ALL_SEGMENTS)
+
+    def fetch(self, *names: str) -> dict[str, int | Segment]:
+        """Registers of the stopped vCPU, by asking for the same exit again."""
+        self.want(*names)
+        self.reply.set_flags(0x02)
+        self.run()
+        self.reply.want(0, 0)
+        return self.exit.registers()
+
+    def scalar(self, name: str) -> int:
+        """One register of the stopped vCPU."""
+        assert name in SCALARS
+        value = self.fetch(name)[name]
+        assert isinstance(value, int)
+        return value
+
+    def state(self, *names: str) -> EngineHalf:
+        """Registers by the channel's GET_STATE."""
+        self.want(*names)
+        self.engine.send(self._packet(Type.GET_STATE)(77))
+        self.reply.want(0, 0)
+        answer = self.engine.answer()
+        assert protocol.header(answer) == (Type.STATE, 77), protocol.parse_response(answer)
+        return EngineHalf(protocol.parse_exit(answer).half)
+
+    def pause(self) -> None:
+        """Ask for PAUSED as this transport's VMM does."""
+        if self.map:
+            self.waiter.pause()
+        else:
+            self.engine.demand(lambda n: protocol.vcpu_packet(Type.PAUSE, n, self.index))
+
+    def window(self) -> None:
+        """Ask for WINDOW as this transport's VMM does."""
+        if self.map:
+            self.waiter.window()
+        else:
+            self.engine.demand(lambda n: protocol.vcpu_packet(Type.WINDOW, n, self.index))
+
+    def close(self) -> None:
+        """Let go of the page."""
+        if self.map:
+            self.waiter.release()
+            self.exit.release()
+            self.reply.release()
+            self.map.close()
