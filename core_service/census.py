@@ -14,16 +14,21 @@ class Census:
     """Open fds by what they are: memory objects, process handles, SOCK_SEQPACKET sockets (engine
     channels and fd channels). Those of gRPC and the event loop are not counted."""
 
-    memory: int
-    processes: int
-    channels: int
+    memory: int = 0
+    processes: int = 0
+    channels: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.memory + self.processes + self.channels
 
 
 def take_census() -> Census:
     """Look at every fd of this process."""
     memory = processes = channels = 0
-    for entry in Path("/proc/self/fd").iterdir():
-        with suppress(OSError):  # the directory's own fd is gone by now
+    for entry in list(Path("/proc/self/fd").iterdir()):
+        with suppress(OSError):  # the listing's own fd is gone by now
             target = str(entry.readlink())
             memory += target.startswith("/memfd:")
             processes += "[pidfd]" in target or target.startswith("pidfd:")

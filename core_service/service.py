@@ -27,7 +27,7 @@ from vmsession.v1 import (
     vm_session_pb2_grpc,
 )
 
-from core_service.census import take_census
+from core_service.census import Census, take_census
 from core_service.core import Core
 from core_service.fd_channel import FdChannels
 from core_service.front_door import FrontDoor
@@ -62,6 +62,7 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.core = Core(settings)
+        self._idle = Census()
         self._bound: list[Path] = []
         self._inner: Path | None = None
         self._server: grpc.aio.Server | None = None
@@ -82,6 +83,7 @@ class Service:
         self._channels.open(fds)
         self._door = FrontDoor(self.core.clients, grpc_socket, self._settings.connections_per_user)
         await self._door.open(public)
+        self._idle = take_census()
         log.info("serving", socket=str(self._settings.socket))
 
     def _listen(self, path: Path, kind: socket.SocketKind) -> socket.socket:
@@ -130,10 +132,8 @@ class Service:
 
     def extra_fds(self) -> int:
         """fds held for clients: memory, engines. Those of their leases are not counted."""
-        census = take_census()
-        leases = self.core.clients.watched
-        channels = len(self._channels) + 1 if self._channels else 0
-        return census.memory + census.processes - leases + census.channels - channels
+        leases = self.core.clients.watched + len(self._channels or ())
+        return take_census().total - self._idle.total - leases
 
     def _notify_death(self, client: Client, session: str, why: str) -> None:
         if self._channels:
