@@ -13,10 +13,11 @@ class Serving:
     """A context manager for the thread that serves. `close` may come from any thread: the page is
     released at once, or when the one who serves it leaves."""
 
-    __slots__ = ("_lock", "_name", "_release", "closed")
+    __slots__ = ("_lock", "_name", "_release", "closed", "released")
 
     def __init__(self, name: str, release: Callable[[], None]) -> None:
         self.closed = False
+        self.released = False
         self._name = name
         self._release = release
         self._lock = threading.Lock()
@@ -48,4 +49,5 @@ class Serving:
     def _finish(self) -> None:
         # Whoever gets the lock releases the page, and keeps the lock for ever: it happens once.
         if self._lock.acquire(blocking=False):
+            self.released = True
             self._release()

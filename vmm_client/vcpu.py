@@ -201,8 +201,9 @@ class Vcpu:
     def close(self) -> None:
         """Let go of the page. A thread that serves the vCPU is woken, and ends within a second."""
         self.serving.close()
-        with suppress(Closed, ValueError):
-            self._page.waiter.pause()
+        if not self.serving.released:
+            with suppress(ValueError):  # it may be released at this moment
+                self._page.waiter.pause()
 
     def _stopped_reply(self) -> Reply:
         self.stopped_page()
