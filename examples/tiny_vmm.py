@@ -14,6 +14,7 @@ CODE = bytes.fromhex(
     "f4      "  # 0x10        hlt
 )
 MESSAGE = b"Hello \0"
+CODE_SEGMENT = Segment(selector=0, attributes=0x9B, limit=0xFFFF, base=0)  # of real mode
 
 
 def main(path: str | None = None) -> None:
@@ -27,8 +28,8 @@ def main(path: str | None = None) -> None:
             for exit in vcpu.exits():  # noqa: A001 - each turn runs on with the answer given so far
                 print(f"{engine}: {exit}")
                 match exit.reason:
-                    case Reason.STARTUP:  # real mode, at 0:0 instead of the reset vector
-                        vcpu.registers.cs = Segment(selector=0, attributes=0x9B, limit=0xFFFF, base=0)
+                    case Reason.STARTUP:  # begin at 0:0 instead of the reset vector
+                        vcpu.registers.cs = CODE_SEGMENT
                         vcpu.registers.rip = 0
                     case Reason.PORT if exit.is_read:
                         exit.reply(ord("!"))
