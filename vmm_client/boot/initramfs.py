@@ -36,12 +36,12 @@ echo "vmsession guest: $(uname -a)"
 echo "cpu: $(sed -n 's/^model name[^:]*: //p;T;q' /proc/cpuinfo)"
 echo "memory: $(sed -n 's/^MemTotal: *//p' /proc/meminfo)"
 echo "sorted: $(seq 1 5000 | sort -r | sha256sum | cut -c 1-16)"
-read up rest </proc/uptime
-rtc=$(date -d "$(hwclock -u -r | cut -d . -f 1)" +%s 2>/dev/null)
+rtc() { cat /sys/class/rtc/rtc0/since_epoch; }
+uptime() { cut -d ' ' -f 1 /proc/uptime; }
+rtc=$(rtc) up=$(uptime)
 sleep 2
-read up_after rest </proc/uptime
-rtc_after=$(date -d "$(hwclock -u -r | cut -d . -f 1)" +%s 2>/dev/null)
-echo "sleep 2: $(awk "BEGIN { print $up_after - $up }") s by the kernel's clock," \\
+up_after=$(uptime) rtc_after=$(rtc)
+echo "sleep 2: $(echo "$up_after - $up" | bc) s by the kernel's clock," \\
     "$((rtc_after - rtc)) s by the real-time clock"
 echo "powering off"
 poweroff -f
