@@ -1,0 +1,120 @@
+"""A real core on a temporary socket, for one test or many."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import grpc
+from vmsession.v1 import (
+    audit_pb2,
+    audit_pb2_grpc,
+    core_pb2_grpc,
+    dataspace_pb2_grpc,
+    vm_session_pb2_grpc,
+)
+
+
+class RunningCore:
+    """Owns a `vmcore serve` process and its directory."""
+
+    def __init__(self, *options: str) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="vmsession-test-"))
+        self.directory.chmod(0o755)
+        self.socket = self.directory / "core.sock"
+        self._log = (self.directory / "log").open("w+")
+        self.process = subprocess.Popen(
+            [
+                Path(sys.executable).parent / "vmcore",
+                "serve",
+                "--directory",
+                self.directory,
+                "--socket-mode",
+                "666",
+                *options,
+            ],
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+        )
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        assert line == f"vmcore: serving on {self.socket}\n", self.log()
+
+    def log(self) -> str:
+        """What core logged so far."""
+        self._log.flush()
+        return (self.directory / "log").read_text()
+
+    def stop(self) -> None:
+        """SIGTERM; core must end in order and leave no socket."""
+        self.process.terminate()
+        status = self.process.wait(20)
+        assert status == 0, self.log()
+        assert not self.socket.exists()
+        assert not (self.directory / "fds.sock").exists()
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(20)
+
+    def close(self) -> None:
+        """Let go of everything, whatever state core is in."""
+        if self.process.poll() is None:
+            self.kill()
+        assert self.process.stdout
+        self.process.stdout.close()
+        self._log.close()
+        shutil.rmtree(self.directory)
+
+    def engine_pids(self) -> list[int]:
+        """The engine processes that core has as children."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return [
+            int(pid)
+            for pid in children.split()
+            if b"vmsession-" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+
+
+class Stubs:
+    """Generated stubs on one channel: all that a VMM of any language has."""
+
+    def __init__(self, core: RunningCore) -> None:
+        self.channel = grpc.insecure_channel(
+            f"unix:{core.socket}", [("grpc.use_local_subchannel_pool", 1)]
+        )
+        self.core = core_pb2_grpc.CoreServiceStub(self.channel)
+        self.vm = vm_session_pb2_grpc.VmSessionServiceStub(self.channel)
+        self.dataspaces = dataspace_pb2_grpc.DataspaceServiceStub(self.channel)
+        self.audit = audit_pb2_grpc.AuditServiceStub(self.channel)
+
+    def totals(self) -> audit_pb2.GetTotalsResponse:
+        """The audit's sums."""
+        return self.audit.GetTotals(audit_pb2.GetTotalsRequest())
+
+    def close(self) -> None:
+        """Close the channel."""
+        self.channel.close()
+
+
+def other_user() -> int | None:
+    """A uid for VMMs that is not ours, where we may choose one and it can reach our files."""
+    if os.geteuid() != 0:
+        return None
+    uid = 64001
+    probe = subprocess.run(
+        [sys.executable, "-c", "import vmm_client"],
+        user=uid,
+        group=uid,
+        extra_groups=[],
+        check=False,
+        capture_output=True,
+    )
+    return uid if probe.returncode == 0 else None
