@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Exits in the middle of an instruction: Bochs calls for a port, a device's memory or an MSR, and the call
+ * lasts until the VMM has replied. Others of the VM have their turns meanwhile.
+ */
+#include <string.h>
+
+#include "soft.h"
+
+#define FLAG_INTERRUPT (1u << 9)
+#define LARGEST_ACCESS 16u
+
+static struct vcpu_exit *exit_here(struct soft_vcpu *soft, enum vcpu_exit_reason reason, uint32_t flags)
+{
+	const struct bochs *bochs = &soft->bochs;
+	uint64_t ip = *bochs_u64(bochs, BOCHS_PREV_RIP);
+	if (*bochs_u32(bochs, BOCHS_EFLAGS) & FLAG_INTERRUPT)
+		flags |= EXIT_IF;
+	struct vcpu_exit *exit = vcpu_exit(soft->vcpu, reason, flags | EXIT_MID_INSTRUCTION | EXIT_IP_VALID);
+	exit->ip = ip;
+	/* rip is behind the instruction already; while it is fetched or an event delivered it is not */
+	exit->instruction_length = (uint32_t)(*bochs_u64(bochs, BOCHS_RIP) - ip);
+	return exit;
+}
+
+static const struct vcpu_reply *exchange(struct soft_vcpu *soft)
+{
+	soft_give_turn(soft);
+	enum run_verdict verdict = vcpu_exchange(soft->vcpu);
+	soft_take_turn(soft);
+	if (verdict == RUN_ENDED) {
+		soft->ended = true;
+		soft_abandon_instruction(soft, STOP_NONE);
+	}
+	if (vcpu_owes_boundary(soft->vcpu))
+		soft_leave_at_boundary(soft);
+	return &soft->vcpu->reply.reply;
+}
+
+/* ---- ports */
+
+uint32_t soft_in(void *devices, uint16_t port, unsigned bytes) __asm__("_ZN12bx_devices_c3inpEtj");
+uint32_t soft_in(void *devices, uint16_t port, unsigned bytes)
+{
+	struct soft_vcpu *soft = soft_current;
+	(void)devices;
+	struct vcpu_exit *exit = exit_here(soft, EXIT_PORT, EXIT_READ);
+	exit->address = port;
+	exit->size = bytes;
+	exit->count = 1;
+	return (uint32_t)(exchange(soft)->value & (UINT64_MAX >> (64 - 8 * bytes)));
+}
+
+void soft_out(void *devices, uint16_t port, uint32_t value, unsigned bytes) __asm__("_ZN12bx_devices_c4outpEtjj");
+void soft_out(void *devices, uint16_t port, uint32_t value, unsigned bytes)
+{
+	struct soft_vcpu *soft = soft_current;
+	(void)devices;
+	struct vcpu_exit *exit = exit_here(soft, EXIT_PORT, 0);
+	exit->address = port;
+	exit->size = bytes;
+	exit->count = 1;
+	exit->value = value & (UINT64_MAX >> (64 - 8 * bytes));
+	exchange(soft);
+}
+
+/* ---- devices in memory */
+
+/* The contract knows 1, 2, 4, 8 and 16 bytes. Others are cut so that the parts are aligned: those that end at
+ * a page's end (3 + 5 bytes of an 8-byte access), and vectors of 32 and 64 bytes. */
+static uint32_t access_size(uint64_t gpa, uint32_t bytes)
+{
+	bool whole = bytes <= LARGEST_ACCESS && !(bytes & (bytes - 1));
+	uint32_t size = whole ? bytes : LARGEST_ACCESS;
+	while (size > bytes || (!whole && gpa & (size - 1)))
+		size /= 2;
+	return size;
+}
+
+static void read_once(struct soft_vcpu *soft, uint64_t gpa, uint32_t size, uint8_t *data)
+{
+	struct vcpu_exit *exit = exit_here(soft, EXIT_MMIO, EXIT_READ);
+	exit->address = gpa;
+	exit->size = size;
+	exit->count = 1;
+	const struct vcpu_reply *reply = exchange(soft);
+	memcpy(data, size > sizeof(reply->value) ? (const void *)soft->vcpu->reply.data : &reply->value, size);
+}
+
+void soft_read_mmio(struct soft_vcpu *soft, uint64_t gpa, uint32_t bytes, void *data)
+{
+	for (uint32_t done = 0, size; done < bytes; done += size) {
+		size = access_size(gpa + done, bytes - done);
+		read_once(soft, gpa + done, size, (uint8_t *)data + done);
+	}
+}
+
+static void write_once(struct soft_vcpu *soft, uint64_t gpa, uint32_t size, const uint8_t *data, uint32_t flags)
+{
+	struct vcpu_exit *exit = exit_here(soft, EXIT_MMIO, flags);
+	exit->address = gpa;
+	exit->size = size;
+	exit->count = 1;
+	if (size > sizeof(exit->value))
+		memcpy(soft->vcpu->half->data, data, size);
+	else
+		memcpy(&exit->value, data, size);
+	exchange(soft);
+}
+
+void soft_write_mmio(struct soft_vcpu *soft, uint64_t gpa, uint32_t bytes, const void *data, bool protected)
+{
+	for (uint32_t done = 0, size; done < bytes; done += size) {
+		size = access_size(gpa + done, bytes - done);
+		write_once(soft, gpa + done, size, (const uint8_t *)data + done,
+			   protected ? EXIT_WRITE_PROTECTED : 0);
+	}
+}
+
+/* ---- model-specific registers that Bochs does not have; false raises #GP */
+
+bool soft_read_msr(uint32_t msr, uint64_t *value) __asm__("_ZN8BX_CPU_C20handle_unknown_rdmsrEjPm");
+bool soft_read_msr(uint32_t msr, uint64_t *value)
+{
+	struct soft_vcpu *soft = soft_current;
+	exit_here(soft, EXIT_MSR, EXIT_READ)->address = msr;
+	const struct vcpu_reply *reply = exchange(soft);
+	*value = reply->value;
+	return !(reply->flags & REPLY_FAULT);
+}
+
+bool soft_write_msr(uint32_t msr, uint64_t value) __asm__("_ZN8BX_CPU_C20handle_unknown_wrmsrEjm");
+bool soft_write_msr(uint32_t msr, uint64_t value)
+{
+	struct soft_vcpu *soft = soft_current;
+	struct vcpu_exit *exit = exit_here(soft, EXIT_MSR, 0);
+	exit->address = msr;
+	exit->value = value;
+	return !(exchange(soft)->flags & REPLY_FAULT);
+}
