@@ -247,7 +247,7 @@ def _open_regular(path: Path | str) -> int:
     try:
         # O_PATH opens nothing yet: no driver sees it, no writer of a fifo wakes, no link is
         # followed. What is then read is the very file that was examined.
-        location = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        location = os.open(path, os.O_PATH | os.O_NOFOLLOW)
         try:
             if not stat.S_ISREG(os.fstat(location).st_mode):
                 raise InvalidDataspace("is no regular file", path=str(path))
@@ -278,7 +278,7 @@ def _copy(file: int, fd: int, length: int) -> None:
 
 
 def _reopen(fd: int, flags: int) -> int:
-    return os.open(f"/proc/self/fd/{fd}", flags | os.O_CLOEXEC)
+    return os.open(f"/proc/self/fd/{fd}", flags)  # close-on-exec, as all that Python opens
 
 
 @contextmanager

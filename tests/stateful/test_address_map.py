@@ -12,7 +12,7 @@ from dataspace.errors import AddressMapFull, InvalidDataspace, InvalidRange, Reg
 
 PAGE = 4096
 PAGES = 16
-CAPACITY = 5
+CAPACITY = 3
 DATASPACES = {"a": 4, "b": 7}  # size in pages
 
 pages = st.integers(0, PAGES - 1)

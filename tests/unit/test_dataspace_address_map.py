@@ -284,6 +284,18 @@ def test_detach_all_leaves_nothing(space: AddressMap, engine: Engine) -> None:
     assert (list(space), space.of("a"), space.of("b")) == ([], [], [])
 
 
+def test_dataspaces_that_came_and_went_leave_nothing(space: AddressMap) -> None:
+    ways: list[Callable[[], object]] = [
+        lambda: space.detach(0, PAGE),
+        lambda: space.detach_dataspace("ram"),
+        space.detach_all,
+    ]
+    for detach in ways:
+        space.attach("ram", PAGE, 0)
+        detach()
+        assert not space._by_dataspace
+
+
 def test_failed_unmap_leaves_the_record_and_can_be_retried(
     space: AddressMap, engine: Engine
 ) -> None:
@@ -317,10 +329,12 @@ def test_full_map_refuses_what_would_add_to_it(engine: Engine) -> None:
     assert engine.done == before
     # What adds nothing still works, and makes room.
     assert space.attach("ram", 8 * PAGE, 0) is first
+    assert space.detach(8 * PAGE, PAGE) == []
     space.detach(0, PAGE)
+    space.detach(7 * PAGE, PAGE)
     space.detach(32 * PAGE, PAGE)
     space.detach(2 * PAGE, PAGE)
-    assert [kept.gpa for kept in space] == [PAGE, 3 * PAGE]
+    assert list(space) == [ram(PAGE, PAGE, PAGE), ram(3 * PAGE, 4 * PAGE, 3 * PAGE)]
 
 
 def calls_made_by(action: Callable[[], object]) -> int:
