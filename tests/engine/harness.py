@@ -32,12 +32,38 @@ from dataspace.vcpu_page import (
     VmmHalf,
     mask,
 )
+from tests.guests.assemble import assemble
 
 PATIENCE: Final = 10.0  # seconds until a test gives up on an answer
 PAGE: Final = 4096
 
 FLAT_CODE: Final = Segment(0x08, 0xC9B, 0xFFFFFFFF, 0)
 FLAT_DATA: Final = Segment(0x10, 0xC93, 0xFFFFFFFF, 0)
+LONG_CODE: Final = Segment(0x18, 0xA9B, 0xFFFFFFFF, 0)
+USER_CODE: Final = Segment(0x3B, 0xAFB, 0xFFFFFFFF, 0)
+USER_DATA: Final = Segment(0x33, 0xCF3, 0xFFFFFFFF, 0)
+DATA_SEGMENTS: Final = ("ds", "es", "ss", "fs", "gs")
+
+ORIGIN: Final = 0x1000  # where guests are loaded
+STACK: Final = 0x8000
+PAGE_TABLES: Final = 0x9000  # three pages: the first GiB, identity, user accessible
+RAM: Final = 16 * PAGE
+
+
+_LONG: Final = {
+    "cr0": 0x80000011,
+    "cr3": PAGE_TABLES,
+    "cr4": 0x20,
+    "efer": 0x500,
+    "tr": Segment(0x40, 0x8B, 0x67, 0),
+}
+MODES: Final[dict[str, dict[str, int | Segment]]] = {
+    "real": {"cs": Segment(0, 0x9B, 0xFFFF, 0)},
+    "protected": {"cr0": 0x11, "cs": FLAT_CODE, **dict.fromkeys(DATA_SEGMENTS, FLAT_DATA)},
+    "long": {**_LONG, "cs": LONG_CODE, **dict.fromkeys(DATA_SEGMENTS, FLAT_DATA)},
+    "user": {**_LONG, "cs": USER_CODE, **dict.fromkeys(DATA_SEGMENTS, USER_DATA)},
+}
+BITS: Final = {"real": 16, "protected": 32, "long": 64, "user": 64}
 
 
 class EngineGoneError(Exception):
@@ -169,12 +195,12 @@ class Engine:
         self.demand(lambda number: protocol.range_packet(Type.WRITTEN, number, gpa, size))
 
     @contextmanager
-    def ram(self, gpa: int, content: bytes, size: int = 16 * PAGE) -> Iterator[mmap.mmap]:
-        """Attach memory that holds `content`, and give it to the test as well."""
-        fd = memory(size, content)
+    def ram(self, gpa: int = 0, content: bytes = b"") -> Iterator[mmap.mmap]:
+        """Attach RAM bytes at `gpa` that begin with `content`, and give them to the test as well."""
+        fd = memory(RAM, content)
         try:
-            self.map(gpa, fd, size)
-            with mmap.mmap(fd, size) as view:
+            self.map(gpa, fd, RAM)
+            with mmap.mmap(fd, RAM) as view:
                 yield view
         finally:
             os.close(fd)
@@ -199,6 +225,8 @@ class Vcpu:
         self.engine = engine
         self.index = index
         self.transport = transport
+        self.seen = 0
+        self.memory: mmap.mmap | None = None
         self.map: mmap.mmap | None = None
         if transport == Transport.PAGE:
             fd = memory(PAGE_BYTES)
@@ -242,8 +270,6 @@ class Vcpu:
         self.reply.clear_reply()
         return self.exit
 
-    seen = 0
-
     def run(self) -> EngineHalf:
         """Run until the next exit."""
         self.start()
@@ -269,15 +295,11 @@ class Vcpu:
             f"registers {exit_.registers()}"
         )
 
-    def begin(self, ip: int, mode: str = "protected") -> None:
-        """The first run, and the registers to begin at `ip` in flat 32-bit or in real mode."""
+    def begin(self, mode: str = "protected", ip: int = ORIGIN) -> None:
+        """The first run, and the registers to begin at `ip`: "real", flat 32-bit "protected", "long"
+        in ring 0, or "user" in ring 3 of long mode."""
         self.expect(Reason.STARTUP)
-        if mode == "protected":
-            self.charge(cr0=0x11, cs=FLAT_CODE)
-            self.charge(**dict.fromkeys(("ds", "es", "ss", "fs", "gs"), FLAT_DATA))
-        else:
-            self.charge(cs=Segment(0, 0x9B, 0xFFFF, 0))
-        self.charge(rip=ip, rflags=2, rsp=0x8000)
+        self.charge(**MODES[mode], rip=ip, rflags=2, rsp=STACK)
         self.reply.want(0, 0)
 
     def charge(self, **registers: int | Segment) -> None:
@@ -338,3 +360,30 @@ class Vcpu:
             self.exit.release()
             self.reply.release()
             self.map.close()
+
+
+def load(view: mmap.mmap, source: str, mode: str = "protected") -> None:
+    """A guest program at ORIGIN, and page tables for long mode."""
+    code = assemble(source, BITS[mode], ORIGIN)
+    view[ORIGIN : ORIGIN + len(code)] = code
+    for level in range(2):
+        entry = (PAGE_TABLES + (level + 1) * PAGE | 7).to_bytes(8, "little")
+        view[PAGE_TABLES + level * PAGE : PAGE_TABLES + level * PAGE + 8] = entry
+    directory = b"".join((number << 21 | 0x87).to_bytes(8, "little") for number in range(512))
+    view[PAGE_TABLES + 2 * PAGE : PAGE_TABLES + 3 * PAGE] = directory
+
+
+@contextmanager
+def guest(
+    engine: Engine, transport: Transport, source: str, mode: str = "protected"
+) -> Iterator[Vcpu]:
+    """A vCPU that is about to execute `source`, with RAM bytes of memory at 0."""
+    with engine.ram() as view:
+        load(view, source, mode)
+        vcpu = Vcpu(engine, transport)
+        vcpu.memory = view
+        try:
+            vcpu.begin(mode)
+            yield vcpu
+        finally:
+            vcpu.close()
