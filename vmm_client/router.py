@@ -47,7 +47,7 @@ class Poke(NamedTuple):
 
     address: int
     kind: Literal["read", "write"]
-    count: int
+    times: int
 
 
 class Bus:

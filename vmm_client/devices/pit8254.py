@@ -249,6 +249,7 @@ class Pit8254:
         self._clock = clock
         self._interrupt = interrupt
         self._due: int | None = None
+        interrupt(self.counters[0].out(0))
 
     def read(self, offset: int, _size: int) -> int:
         if offset == 3:
