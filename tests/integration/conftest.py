@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from vmsession.v1 import dataspace_pb2, vm_session_pb2
 
 from tests.integration.running_core import RunningCore, Stubs
 from tests.integration.waiting import eventually
@@ -28,7 +29,7 @@ def core() -> Iterator[RunningCore]:
 @pytest.fixture
 def stubs(core: RunningCore) -> Iterator[Stubs]:
     """Stubs on that core. When the test is over, everything of it must be gone."""
-    client = Stubs(core)
+    client = Stubs(core.socket)
     try:
         yield client
         if core.process.poll() is None:
@@ -39,8 +40,6 @@ def stubs(core: RunningCore) -> Iterator[Stubs]:
 
 def leave_nothing(stubs: Stubs) -> None:
     """End all sessions and dataspaces of this client; then core must hold nothing."""
-    from vmsession.v1 import dataspace_pb2, vm_session_pb2
-
     for session in stubs.vm.ListSessions(vm_session_pb2.ListSessionsRequest()).sessions:
         if session.client.pid == os.getpid():
             stubs.vm.DeleteSession(vm_session_pb2.DeleteSessionRequest(name=session.name))

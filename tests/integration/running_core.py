@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Final
 
 import grpc
 from vmsession.v1 import (
@@ -18,6 +19,8 @@ from vmsession.v1 import (
     dataspace_pb2_grpc,
     vm_session_pb2_grpc,
 )
+
+OTHER_USER: Final = 64001
 
 
 class RunningCore:
@@ -86,9 +89,9 @@ class RunningCore:
 class Stubs:
     """Generated stubs on one channel: all that a VMM of any language has."""
 
-    def __init__(self, core: RunningCore) -> None:
+    def __init__(self, socket: Path) -> None:
         self.channel = grpc.insecure_channel(
-            f"unix:{core.socket}", [("grpc.use_local_subchannel_pool", 1)]
+            f"unix:{socket}", [("grpc.use_local_subchannel_pool", 1)]
         )
         self.core = core_pb2_grpc.CoreServiceStub(self.channel)
         self.vm = vm_session_pb2_grpc.VmSessionServiceStub(self.channel)
@@ -104,17 +107,9 @@ class Stubs:
         self.channel.close()
 
 
-def other_user() -> int | None:
-    """A uid for VMMs that is not ours, where we may choose one and it can reach our files."""
-    if os.geteuid() != 0:
-        return None
-    uid = 64001
-    probe = subprocess.run(
-        [sys.executable, "-c", "import vmm_client"],
-        user=uid,
-        group=uid,
-        extra_groups=[],
-        check=False,
-        capture_output=True,
-    )
-    return uid if probe.returncode == 0 else None
+def become_other_user() -> None:
+    """Root drops to a user of its own, after its imports: that user need not reach our files."""
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setresgid(OTHER_USER, OTHER_USER, OTHER_USER)
+        os.setresuid(OTHER_USER, OTHER_USER, OTHER_USER)
