@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import pytest
 
+from dataspace.vcpu_page import Reason
 from vmm_client.boards.pc import PC, Ending
 from vmm_client.devices.pit8254 import nanoseconds
+from vmm_client.exits import Exit
 
 
 class Machine:
@@ -105,3 +109,38 @@ def test_ports_of_the_other_devices(machine: Machine) -> None:
 def test_memory_that_nobody_claims_floats(machine: Machine) -> None:
     machine.pc.mmio_write(0xFEE0_0000, 4, 1)
     assert machine.pc.mmio_read(0xFEE0_0000, 4) == 0xFFFF_FFFF
+
+
+def vcpu_exit(reason: Reason, *, routed: bool = False, interrupts: bool = True) -> Mock:
+    exit_ = Mock(spec=Exit, reason=reason, interrupts_enabled=interrupts)
+    exit_.route.return_value = routed
+    return exit_
+
+
+@pytest.mark.parametrize("reason", [Reason.PORT, Reason.MMIO])
+def test_accesses_go_to_the_buses_of_the_board(machine: Machine, reason: Reason) -> None:
+    exit_ = vcpu_exit(reason, routed=True)
+    assert machine.pc.handle(exit_)
+    exit_.route.assert_called_once_with(machine.pc.router.ports, machine.pc.router.mmio)
+    assert machine.pc.ended is None
+
+
+@pytest.mark.parametrize(
+    ("exit_", "ending"),
+    [
+        (vcpu_exit(Reason.HLT), None),
+        (vcpu_exit(Reason.HLT, interrupts=False), Ending.HALTED),
+        (vcpu_exit(Reason.SHUTDOWN), Ending.RESET),
+    ],
+)
+def test_exits_that_may_end_the_machine(
+    machine: Machine, exit_: Mock, ending: Ending | None
+) -> None:
+    assert machine.pc.handle(exit_)
+    assert machine.pc.ended is ending
+
+
+@pytest.mark.parametrize("reason", [Reason.MSR, Reason.STARTUP, Reason.PAUSED, Reason.WINDOW])
+def test_other_exits_are_not_the_boards(machine: Machine, reason: Reason) -> None:
+    assert not machine.pc.handle(vcpu_exit(reason))
+    assert machine.pc.ended is None

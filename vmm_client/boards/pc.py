@@ -13,7 +13,7 @@ A stock Linux (Debian's 6.1 cloud kernel was measured) finds the ACPI tables, ru
 interrupt controllers, powers off through S5 and reboots through the reset register; ACPI costs its
 boot no time that could be seen.
 
-Only `receive` may be called from another thread.
+Only `receive` and `leave` may be called from another thread.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ class Ending(Enum):
     POWER_OFF = "power off"
     RESET = "reset"
     HALTED = "halted with interrupts off"
+    LEFT = "left by its user"
 
 
 class PC:
@@ -114,6 +115,10 @@ class PC:
         else:
             return False
         return True
+
+    def leave(self) -> None:
+        """Its user has enough. Any thread; whoever runs the vCPU must be woken."""
+        self._end(Ending.LEFT)
 
     def halt(self, *, interrupts_enabled: bool) -> None:
         """Notes a HLT. With interrupts off nothing here can end it: no device raises an NMI."""
