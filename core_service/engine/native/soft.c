@@ -10,7 +10,6 @@
 #include "page_wait.h"
 #include "soft_library.h"
 
-#define STAMP_TABLE_BYTES ((size_t)sizeof(uint32_t) << 20)
 #define REASON(reason) (1ull << (reason))
 
 /* ---- the machine */
@@ -22,13 +21,13 @@ static enum channel_status create_vm(struct vm *vm, struct failure *failure)
 		return failed_call(failure, "software CPU: out of memory");
 	soft->library = -1;
 	/* Never touched but where code is decoded, so that it costs next to nothing. */
-	soft->stamps = mmap(NULL, STAMP_TABLE_BYTES, PROT_READ | PROT_WRITE,
+	soft->stamps = mmap(NULL, BOCHS_STAMP_TABLE_BYTES, PROT_READ | PROT_WRITE,
 			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	enum channel_status status = soft->stamps == MAP_FAILED ? failed_call(failure, "software CPU: mmap")
 								: soft_library_open(&soft->library, failure);
 	if (status != CHANNEL_OK) {
 		if (soft->stamps != MAP_FAILED)
-			munmap(soft->stamps, STAMP_TABLE_BYTES);
+			munmap(soft->stamps, BOCHS_STAMP_TABLE_BYTES);
 		free(soft);
 		return status;
 	}
@@ -49,7 +48,7 @@ static void destroy_vm(struct vm *vm)
 		free(vcpu);
 	}
 	close(soft->library);
-	munmap(soft->stamps, STAMP_TABLE_BYTES);
+	munmap(soft->stamps, BOCHS_STAMP_TABLE_BYTES);
 	free(soft);
 	vm->backend = NULL;
 }

@@ -88,6 +88,8 @@ enum {
 	BOCHS_PLUGINS_END = 144,
 };
 
+#define BOCHS_STAMP_TABLE_BYTES ((size_t)4 << 20)
+
 enum { BOCHS_ACTIVE, BOCHS_HALTED, BOCHS_SHUT_DOWN };
 enum { BOCHS_LONG_64 = 4 };
 enum { BOCHS_EVENT_NMI = 1 << 0, BOCHS_EVENT_INTERRUPT = 1 << 10 };

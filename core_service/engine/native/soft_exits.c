@@ -32,7 +32,9 @@ static const struct vcpu_reply *exchange(struct soft_vcpu *soft)
 		soft->ended = true;
 		soft_abandon_instruction(soft, STOP_NONE);
 	}
-	if (vcpu_owes_boundary(soft->vcpu))
+	/* A window asked for before the reply counts from the next boundary on: it is armed outside. */
+	bool window = !soft->window && vcpu_attention(soft->vcpu) & ATTENTION_WINDOW;
+	if (window || vcpu_owes_boundary(soft->vcpu))
 		soft_leave_at_boundary(soft);
 	return &soft->vcpu->reply.reply;
 }

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "failure.h"
+#include "soft_instrumentation.h"
 
 #define SEGMENTS 32u      /* program headers looked at; the wheel has 10 */
 #define NOTES_BYTES 4096u /* of one note segment; the wheel's has 36 */
@@ -125,7 +126,8 @@ enum channel_status soft_library_copy(int library, int *fd, struct failure *fail
 	int copy = memfd_create("bochs", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	if (copy < 0)
 		return failed_call(failure, "software CPU: memfd_create");
-	if (!copy_file(library, copy) ||
+	errno = EINVAL; /* for a file that turns out to be another than the build-id says */
+	if (!copy_file(library, copy) || !soft_instrumentation_remove(copy) ||
 	    fcntl(copy, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL) < 0) {
 		enum channel_status status = failed_call(failure, "software CPU: copying its library");
 		close(copy);

@@ -18,7 +18,7 @@
  * CHANNEL_UNSUPPORTED: no path given, not an ELF file, truncated, or another build; CHANNEL_KERNEL: unreadable. */
 enum channel_status soft_library_open(int *fd, struct failure *);
 
-/* A private, sealed copy of the file in memory. The caller owns *fd. */
+/* A private, sealed copy of the file in memory, without its instrumentation. The caller owns *fd. */
 enum channel_status soft_library_copy(int library, int *fd, struct failure *);
 
 #endif

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Calls of Bochs that nothing here has a use for, interposed: instrumentation, logging, timers, the local
- * APIC's memory. What the library has in their places costs time with every instruction, formats text that
- * nobody reads, or asserts that it is not called, which a guest can bring about.
+ * Calls of Bochs that nothing here has a use for, interposed: logging, timers, the local APIC's memory. What
+ * the library has in their places formats text that nobody reads, or asserts that it is not called, which a
+ * guest can bring about.
  */
 #include <sys/random.h>
 
@@ -14,34 +14,6 @@
 	void soft_quiet_##name(void) \
 	{ \
 	}
-
-/* instrument.h of bochscpu-build */
-QUIET(after_execution, "bx_instr_after_execution")
-QUIET(before_execution, "bx_instr_before_execution")
-QUIET(cache_cntrl, "bx_instr_cache_cntrl")
-QUIET(clflush, "bx_instr_clflush")
-QUIET(branch_not_taken, "bx_instr_cnear_branch_not_taken")
-QUIET(branch_taken, "bx_instr_cnear_branch_taken")
-QUIET(exception, "bx_instr_exception")
-QUIET(far_branch, "bx_instr_far_branch")
-QUIET(hlt, "bx_instr_hlt")
-QUIET(hwinterrupt, "bx_instr_hwinterrupt")
-QUIET(initialize, "bx_instr_initialize")
-QUIET(inp, "bx_instr_inp")
-QUIET(inp2, "bx_instr_inp2")
-QUIET(interrupt, "bx_instr_interrupt")
-QUIET(lin_access, "bx_instr_lin_access")
-QUIET(mwait, "bx_instr_mwait")
-QUIET(opcode, "bx_instr_opcode")
-QUIET(outp, "bx_instr_outp")
-QUIET(phy_access, "bx_instr_phy_access")
-QUIET(prefetch_hint, "bx_instr_prefetch_hint")
-QUIET(repeat_iteration, "bx_instr_repeat_iteration")
-QUIET(reset, "bx_instr_reset")
-QUIET(tlb_cntrl, "bx_instr_tlb_cntrl")
-QUIET(unconditional_branch, "bx_instr_ucnear_branch")
-QUIET(vmexit, "bx_instr_vmexit")
-QUIET(wrmsr, "bx_instr_wrmsr")
 
 /* logfunctions, and what prints the CPU's state to it */
 QUIET(log_info, "_ZN12logfunctions4infoEPKcz")
