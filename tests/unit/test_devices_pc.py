@@ -140,7 +140,34 @@ def test_exits_that_may_end_the_machine(
     assert machine.pc.ended is ending
 
 
-@pytest.mark.parametrize("reason", [Reason.MSR, Reason.STARTUP, Reason.PAUSED, Reason.WINDOW])
+@pytest.mark.parametrize("reason", [Reason.STARTUP, Reason.PAUSED, Reason.WINDOW])
 def test_other_exits_are_not_the_boards(machine: Machine, reason: Reason) -> None:
     assert not machine.pc.handle(vcpu_exit(reason))
     assert machine.pc.ended is None
+
+
+def msr_exit(index: int, value: int | None = None) -> Mock:
+    """A read, or a write of `value`."""
+    exit_ = vcpu_exit(Reason.MSR)
+    exit_.address, exit_.value, exit_.is_read = index, value, value is None
+    return exit_
+
+
+def test_misc_enable_reads_as_a_processor_without_tracing(machine: Machine) -> None:
+    exit_ = msr_exit(0x1A0)
+    assert machine.pc.handle(exit_)
+    exit_.reply.assert_called_once_with(0x1801)
+
+
+def test_misc_enable_accepts_a_write(machine: Machine) -> None:
+    exit_ = msr_exit(0x1A0, 0)
+    assert machine.pc.handle(exit_)
+    exit_.accept.assert_called_once_with()
+
+
+@pytest.mark.parametrize("value", [None, 0])
+def test_another_msr_is_left_to_raise_gp(machine: Machine, value: int | None) -> None:
+    exit_ = msr_exit(0x1A1, value)
+    assert machine.pc.handle(exit_)
+    exit_.reply.assert_not_called()
+    exit_.accept.assert_not_called()

@@ -27,6 +27,7 @@ from dataspace.vcpu_page import Reason
 from vmm_client.boot.acpi import FixedHardware, write_tables
 from vmm_client.boot.entry import GuestMemory
 from vmm_client.devices.acpi_power import PowerControl, PowerEvents, PowerTimer
+from vmm_client.devices.msr import ModelSpecificRegisters
 from vmm_client.devices.pic8259 import CascadedPics
 from vmm_client.devices.pit8254 import Pit8254
 from vmm_client.devices.port61 import Port61
@@ -84,6 +85,7 @@ class PC:
         self.pit = Pit8254(clock, self._irq(IRQ_TIMER))
         self.uart = Uart16550(console, self._irq(IRQ_COM1), wake)
         self.rtc = RtcCmos(wall)
+        self.msrs = ModelSpecificRegisters()
         self.next_deadline = self.pit.deadline
         self.pending = self.pics.pending
         self.acknowledge = self.pics.acknowledge
@@ -104,21 +106,19 @@ class PC:
         self.uart.poll()
 
     def handle(self, exit_: Exit) -> bool:
-        """Serves the exits that reach the board: I/O, MMIO, HLT and SHUTDOWN. False: another."""
+        """Serves the exits that reach the board: I/O, MMIO, MSR, HLT, SHUTDOWN. False: another."""
         if exit_.route(self.router.ports, self.router.mmio):
             return True
         if exit_.reason is Reason.HLT:
             self.halt(interrupts_enabled=exit_.interrupts_enabled)
+        elif exit_.reason is Reason.MSR:
+            self._access_msr(exit_)
         elif exit_.reason is Reason.SHUTDOWN:
             # A PC's chipset answers the processor's shutdown cycle with a reset.
             self._reset()
         else:
             return False
         return True
-
-    def leave(self) -> None:
-        """Its user has enough. Any thread; whoever runs the vCPU must be woken."""
-        self._end(Ending.LEFT)
 
     def halt(self, *, interrupts_enabled: bool) -> None:
         """Notes a HLT. With interrupts off nothing here can end it: no device raises an NMI."""
@@ -140,6 +140,14 @@ class PC:
         ports.add(FIXED_HARDWARE.power_events, 4, PowerEvents(), width=4)
         ports.add(FIXED_HARDWARE.power_control, 2, PowerControl(self._power_off), width=2)
         ports.add(FIXED_HARDWARE.power_timer, 4, PowerTimer(clock), width=4)
+
+    def _access_msr(self, exit_: Exit) -> None:
+        """An MSR exit that is not answered raises #GP."""
+        if not exit_.is_read:
+            if self.msrs.write(exit_.address, exit_.value):
+                exit_.accept()
+        elif (value := self.msrs.read(exit_.address)) is not None:
+            exit_.reply(value)
 
     def _irq(self, number: int) -> Callable[[int], None]:
         line = self.pics.line
