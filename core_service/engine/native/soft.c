@@ -31,6 +31,7 @@ static enum channel_status create_vm(struct vm *vm, struct failure *failure)
 		free(soft);
 		return status;
 	}
+	soft_turn_init(&soft->turn);
 	soft->start_ns = page_now_ns();
 	soft_crash_watch();
 	vm->backend = soft;
@@ -47,6 +48,7 @@ static void destroy_vm(struct vm *vm)
 		pthread_mutex_destroy(&vcpu->kick_lock);
 		free(vcpu);
 	}
+	pthread_mutex_destroy(&soft->turn.lock);
 	close(soft->library);
 	munmap(soft->stamps, BOCHS_STAMP_TABLE_BYTES);
 	free(soft);
@@ -130,6 +132,7 @@ static void kick_vcpu(struct vcpu *vcpu)
 	if (soft->created)
 		__atomic_fetch_or(bochs_u32(&soft->bochs, BOCHS_ASYNC), 1, __ATOMIC_RELAXED);
 	pthread_mutex_unlock(&soft->kick_lock);
+	soft_turn_call(&soft->waiter);
 }
 
 /* ---- the loop */

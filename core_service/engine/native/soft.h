@@ -4,7 +4,7 @@
  *
  *	soft.c              the backend: machine, vCPUs, the loop
  *	soft_library.c      the file that Bochs comes in        soft_bochs.c     a loaded copy of it
- *	soft_turn.h         which vCPU executes                 soft_execution.c in and out of guest code
+ *	soft_turn.c         which vCPU executes                 soft_execution.c in and out of guest code
  *	soft_state.c        registers                           soft_fpu.c       FPU state
  *	soft_state_check.c  states that no CPU can be in
  *	soft_exits.c        I/O, MMIO and MSR exits             soft_code.c      memory and decoded code
@@ -54,10 +54,12 @@ struct soft_vcpu {
 	pthread_mutex_t kick_lock; /* whoever kicks from another thread, and the end of the CPU */
 	bool created;              /* under kick_lock: the CPU is there */
 	_Atomic bool kicked;
+	struct soft_waiter waiter; /* for its turn */
 	void *signal_stack;        /* owned */
 
 	/* the vCPU's thread only */
 	bool executing; /* inside cpu_loop: exits are possible, and longjmp to its start */
+	bool has_turn;
 	bool leave;     /* leave cpu_loop at the next boundary */
 	bool ended;     /* the VM ends */
 	bool yield;     /* the guest spins: give others a turn */
@@ -77,7 +79,8 @@ extern _Thread_local struct soft_vcpu *soft_current;
 
 /* soft_execution.c */
 void soft_execute(struct soft_vcpu *);
-void soft_take_turn(struct soft_vcpu *);
+/* Wait for the turn; with `kickable`, until it is kicked at most. Sets has_turn. */
+void soft_take_turn(struct soft_vcpu *, bool kickable);
 void soft_give_turn(struct soft_vcpu *);
 void soft_leave_at_boundary(struct soft_vcpu *);
 /* From within an instruction: undo it as far as a fault would, and stop. */

@@ -24,7 +24,7 @@ enum { ACCESS_READ = 0, ACCESS_WRITE = 1, ACCESS_EXECUTE = 2 }; /* Bochs' rw; bi
 
 void soft_add_decoder(struct soft_vcpu *soft)
 {
-	soft_turn_take(&soft->vm->turn);
+	soft_turn_take(&soft->vm->turn, &soft->waiter, NULL);
 	for (unsigned i = 0; i < CHANNEL_VCPUS; i++)
 		if (!soft->vm->decoder[i]) {
 			soft->vm->decoder[i] = soft;
@@ -35,7 +35,7 @@ void soft_add_decoder(struct soft_vcpu *soft)
 
 void soft_remove_decoder(struct soft_vcpu *soft)
 {
-	soft_turn_take(&soft->vm->turn);
+	soft_turn_take(&soft->vm->turn, &soft->waiter, NULL);
 	for (unsigned i = 0; i < CHANNEL_VCPUS; i++)
 		if (soft->vm->decoder[i] == soft)
 			soft->vm->decoder[i] = NULL;
@@ -77,7 +77,8 @@ void soft_written(struct vm *vm, uint64_t gpa, uint64_t size)
 	uint64_t first = gpa >> PAGE_SHIFT, last = (gpa + (size - 1)) >> PAGE_SHIFT;
 	if (last - first >= STAMPS)
 		last = first + STAMPS - 1; /* every stamp once */
-	soft_turn_take(&soft->turn);
+	struct soft_waiter waiter = {0};
+	soft_turn_take(&soft->turn, &waiter, NULL);
 	for (uint64_t page = first; page <= last; page++)
 		forget_page(soft, page << PAGE_SHIFT);
 	soft_turn_give(&soft->turn);

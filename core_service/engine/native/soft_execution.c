@@ -26,10 +26,10 @@ void soft_leave_at_boundary(struct soft_vcpu *soft)
 	look_at_boundary(soft);
 }
 
-void soft_take_turn(struct soft_vcpu *soft)
+/* What others did while they had the turn. */
+static void catch_up(struct soft_vcpu *soft)
 {
 	struct soft_vm *vm = soft->vm;
-	soft_turn_take(&vm->turn);
 	if (vm->last_turn != soft) {
 		vm->last_turn = soft;
 		/* Bochs writes to the cached stack page without looking whether code was decoded from it, since
@@ -41,12 +41,20 @@ void soft_take_turn(struct soft_vcpu *soft)
 		soft->bochs.flush_tlb();
 		look_at_boundary(soft);
 	}
+}
+
+void soft_take_turn(struct soft_vcpu *soft, bool kickable)
+{
+	soft->has_turn = soft_turn_take(&soft->vm->turn, &soft->waiter, kickable ? &soft->kicked : NULL);
 	soft->ticks = 0;
 	soft->yield = false;
+	if (soft->has_turn)
+		catch_up(soft);
 }
 
 void soft_give_turn(struct soft_vcpu *soft)
 {
+	soft->has_turn = false;
 	soft_turn_give(&soft->vm->turn);
 }
 
@@ -141,9 +149,9 @@ bool soft_handle_async_event(void)
 	struct soft_vcpu *soft = soft_current;
 	if (turn_is_over(soft)) {
 		soft_give_turn(soft);
-		soft_take_turn(soft);
+		soft_take_turn(soft, true);
 	}
-	if (must_leave(soft))
+	if (!soft->has_turn || must_leave(soft))
 		return true;
 	if (soft->injection)
 		deliver_injection(soft);
@@ -176,12 +184,15 @@ void soft_execute(struct soft_vcpu *soft)
 	soft->leave = false;
 	if (vcpu_attention(soft->vcpu) & ~(unsigned)ATTENTION_WINDOW)
 		return;
-	soft_take_turn(soft);
+	soft_take_turn(soft, true);
+	if (!soft->has_turn)
+		return;
 	look_at_boundary(soft);
 	soft->executing = true;
 	soft->bochs.loop(0);
 	soft->executing = false;
-	soft_give_turn(soft);
+	if (soft->has_turn)
+		soft_give_turn(soft);
 }
 
 void soft_abandon_instruction(struct soft_vcpu *soft, enum soft_stop stop)

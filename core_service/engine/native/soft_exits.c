@@ -27,7 +27,7 @@ static const struct vcpu_reply *exchange(struct soft_vcpu *soft)
 {
 	soft_give_turn(soft);
 	enum run_verdict verdict = vcpu_exchange(soft->vcpu);
-	soft_take_turn(soft);
+	soft_take_turn(soft, false); /* kicked or not, the instruction is to be finished */
 	if (verdict == RUN_ENDED) {
 		soft->ended = true;
 		soft_abandon_instruction(soft, STOP_NONE);
