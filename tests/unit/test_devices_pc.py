@@ -5,6 +5,8 @@ from __future__ import annotations
 from unittest.mock import Mock
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dataspace.vcpu_page import Reason
 from vmm_client.boards.pc import PC, Ending
@@ -109,6 +111,37 @@ def test_ports_of_the_other_devices(machine: Machine) -> None:
 def test_memory_that_nobody_claims_floats(machine: Machine) -> None:
     machine.pc.mmio_write(0xFEE0_0000, 4, 1)
     assert machine.pc.mmio_read(0xFEE0_0000, 4) == 0xFFFF_FFFF
+
+
+DEVICE_PORTS = (
+    *(0x20, 0x21, 0x40, 0x41, 0x42, 0x43, 0x60, 0x61, 0x64, 0x70, 0x71, 0x92, 0xA0, 0xA1),
+    *(*range(0x3F8, 0x400), 0x4D0, 0x4D1, *range(0x600, 0x60C), 0xCF8, 0xCF9),
+)
+ACCESS = st.tuples(
+    st.sampled_from(DEVICE_PORTS) | st.integers(0, 0xFFFF),
+    st.sampled_from([1, 2, 4]),
+    st.integers(0, 0xFFFF_FFFF),
+    st.integers(0, 1 << 40),
+)
+
+
+@given(st.lists(ACCESS, max_size=60))
+def test_no_guest_can_make_the_board_fail(accesses: list[tuple[int, int, int, int]]) -> None:
+    machine = Machine()
+    pc = machine.pc
+    for port, size, value, pause in accesses:
+        limit = 1 << 8 * size
+        pc.port_write(port, size, value % limit)
+        assert 0 <= pc.port_read(port, size) < limit
+        machine.now += pause
+        pc.receive(b"input")
+        pc.advance(machine.now)
+        deadline = pc.next_deadline()
+        assert deadline is None or deadline > machine.now
+        vector = pc.pending()
+        if vector is not None:
+            assert 0 <= vector <= 0xFF
+            assert pc.acknowledge() == vector
 
 
 def vcpu_exit(reason: Reason, *, routed: bool = False, interrupts: bool = True) -> Mock:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from threading import Lock
 from typing import Final
 
 RECEIVE_LIMIT: Final = 64 * 1024
@@ -59,6 +60,7 @@ class Uart16550:
         "_modem_inputs",
         "_overrun",
         "_readers",
+        "_receiving",
         "_scratch",
         "_transmit",
         "_transmitter_pending",
@@ -77,6 +79,7 @@ class Uart16550:
         self._interrupt = interrupt
         self._wake = wake
         self._incoming: deque[int] = deque()
+        self._receiving = Lock()
         self._fifo: deque[int] = deque()
         self._fifos_on = False
         self._trigger = 1
@@ -111,10 +114,11 @@ class Uart16550:
         )
 
     def receive(self, data: bytes) -> int:
-        """Queues input for the guest, from any one thread. Returns how many bytes were taken: at
-        most `RECEIVE_LIMIT` wait here, and the caller keeps the rest."""
-        taken = data[: max(RECEIVE_LIMIT - len(self._incoming), 0)]
-        self._incoming.extend(taken)
+        """Queues input for the guest, from any thread. Returns how many bytes were taken: at most
+        `RECEIVE_LIMIT` wait here, and the caller keeps the rest."""
+        with self._receiving:
+            taken = data[: RECEIVE_LIMIT - len(self._incoming)]
+            self._incoming.extend(taken)
         if taken:
             self._wake()
         return len(taken)
