@@ -205,9 +205,10 @@ class Engine:
         finally:
             os.close(fd)
 
-    def threads(self) -> int:
-        """How many the process has."""
-        return len(list(Path(f"/proc/{self.pid}/task").iterdir()))
+    def threads(self) -> list[str]:
+        """The names of its threads; KVM adds one of its own."""
+        tasks = Path(f"/proc/{self.pid}/task").iterdir()
+        return [(task / "comm").read_text().strip() for task in tasks]
 
     def fds(self) -> int:
         """How many descriptors the process has open."""
@@ -246,7 +247,8 @@ class Vcpu:
     def _create(self, number: int) -> bytes:
         return protocol.vcpu_packet(Type.CREATE_VCPU, number, self.index, self.transport)
 
-    def _packet(self, kind: Type, exit_seq: int = 0) -> Callable[[int], bytes]:
+    def packet(self, kind: Type, exit_seq: int = 0) -> Callable[[int], bytes]:
+        """RUN, GET_STATE or SET_STATE with the reply prepared."""
         half = bytes(self.reply.u8)
         return lambda number: protocol.run_packet(kind, number, self.index, exit_seq, half)
 
@@ -255,7 +257,7 @@ class Vcpu:
         if self.map:
             self.waiter.run()
             return
-        self.engine.demand(self._packet(Type.RUN, self.exit.exit_seq))
+        self.engine.demand(self.packet(Type.RUN, self.exit.exit_seq))
         self.reply.clear_reply()
 
     def wait(self) -> EngineHalf:
@@ -333,11 +335,19 @@ class Vcpu:
     def state(self, *names: str) -> EngineHalf:
         """Registers by the channel's GET_STATE."""
         self.want(*names)
-        self.engine.send(self._packet(Type.GET_STATE)(77))
+        self.engine.send(self.packet(Type.GET_STATE)(77))
         self.reply.want(0, 0)
         answer = self.engine.answer()
         assert protocol.header(answer) == (Type.STATE, 77), protocol.parse_response(answer)
         return EngineHalf(protocol.parse_exit(answer).half)
+
+    def packet_status(self, kind: Type) -> Status:
+        """What becomes of RUN, GET_STATE or SET_STATE."""
+        self.engine.send(self.packet(kind)(78))
+        answer = self.engine.answer()
+        if protocol.header(answer)[0] == Type.STATE:
+            return Status.OK
+        return Status(protocol.parse_response(answer).status)
 
     def pause(self) -> None:
         """Ask for PAUSED as this transport's VMM does."""

@@ -31,6 +31,7 @@ static void kick_where_asked(struct vm *vm)
 static void *kicker_main(void *argument)
 {
 	struct vm *vm = argument;
+	pthread_setname_np(pthread_self(), "kicker");
 	for (;;) {
 		struct futex_waitv words[CHANNEL_VCPUS + 1];
 		unsigned count = 0;

@@ -4,6 +4,7 @@
  */
 #include <errno.h>
 #include <sched.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "failure.h"
@@ -42,9 +43,17 @@ static void park(struct vcpu *vcpu)
 		futex_sleep(dismissed, 0, PAGE_WAIT_SLEEP_LIMIT_NS);
 }
 
+static void name_thread(const struct vcpu *vcpu)
+{
+	char name[16]; /* with the NUL, the kernel's limit */
+	snprintf(name, sizeof(name), "vcpu %u", vcpu->index);
+	pthread_setname_np(pthread_self(), name);
+}
+
 static void *vcpu_main(void *argument)
 {
 	struct vcpu *vcpu = argument;
+	name_thread(vcpu);
 	if (backend.vcpu_create(vcpu, &vcpu->common->failure) == CHANNEL_OK) {
 		introduce(vcpu);
 		enter_phase(vcpu, PHASE_STOPPED);
