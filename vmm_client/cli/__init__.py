@@ -1,0 +1,1 @@
+"""The command `vmm`: one module per subcommand, imported when it is used."""

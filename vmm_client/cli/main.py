@@ -1,0 +1,81 @@
+"""Entry point of `vmm`, and how it fails.
+
+Exit status: 0 done, 1 an error (one line on stderr, and what to do next), 2 wrong usage, 130
+interrupted from the keyboard. `vmm run` adds its own.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.metadata import version
+from typing import Final
+
+from cyclopts import App, CycloptsError
+
+from vmm_client.boot.entry import ImageError
+from vmm_client.errors import VmsessionError
+
+USAGE: Final = 2
+INTERRUPTED: Final = 130
+BROKEN_PIPE: Final = 141  # as a shell tells of SIGPIPE
+
+# name: (function, help); the module is imported when the command is used.
+COMMANDS: Final = {
+    "run": ("vmm_client.cli.run:run", "Run a flat binary as a guest."),
+    "ls": ("vmm_client.cli.ls:ls", "List the sessions that core lets you see."),
+    "dataspaces": (
+        "vmm_client.cli.dataspaces:dataspaces",
+        "Tell who holds which memory, now and before.",
+    ),
+    "doctor": ("vmm_client.cli.doctor:doctor", "Find out what works on this host, and why not."),
+}
+
+app = App(
+    name="vmm",
+    help="Virtual machines without privilege: the client of the vmsession core.",
+    version=lambda: version("vmsession"),
+    suppress_keyboard_interrupt=False,
+    result_action="return_int_as_exit_code_else_zero",
+)
+for name, (function, text) in COMMANDS.items():
+    app.command(function, name=name, help=text)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line `arguments`, by default the process's own, and exit."""
+    sys.exit(status_of(arguments))
+
+
+def status_of(arguments: list[str] | None) -> int:
+    """Run a command; every way to fail becomes an exit status and a line on stderr."""
+    try:
+        status = app(arguments, exit_on_error=False, print_error=False)
+        sys.stdout.flush()
+    except CycloptsError as error:
+        _say(f"{error}", "see `vmm --help`")
+        return USAGE
+    except VmsessionError as error:
+        _say(f"{error}", error.hint)
+        return 1
+    except (ImageError, OSError) as error:
+        return _system_error(error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return int(status)
+
+
+def _system_error(error: ImageError | OSError) -> int:
+    if isinstance(error, BrokenPipeError):
+        # Python flushes stdout once more at exit, and would complain then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    if isinstance(error, OSError) and error.strerror:
+        _say(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
+    else:
+        _say(str(error))
+    return 1
+
+
+def _say(what: str, hint: str = "") -> None:
+    print(f"vmm: {what}" + (f"\n     {hint}" if hint else ""), file=sys.stderr)

@@ -1,0 +1,111 @@
+"""`vmm run`: a flat binary on a PC board, as test guests and small kernels are made."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from cyclopts import Parameter
+
+from dataspace.registers import Segment
+from dataspace.vcpu_page import Reason
+from vmm_client.boards.pc import COM1, PC, Ending
+from vmm_client.boot.flat import Mode, load
+from vmm_client.cli.sizes import Size
+from vmm_client.connection import connect
+from vmm_client.doctor.select import Need, select_engine
+from vmm_client.exits import Exit
+from vmm_client.machine import GuestFailed, Machine
+
+DEBUG_PORT: Final = 0xE9
+CONSOLE_PORTS: Final = (DEBUG_PORT, *range(COM1, COM1 + 8))
+
+RESET: Final = 3
+SHUTDOWN: Final = 4
+STUCK: Final = 5
+
+NEEDS: Final = {
+    Mode.REAL: Need.REAL_MODE,
+    Mode.PROTECTED: Need.PROTECTED_MODE,
+    Mode.LONG: Need.LONG_MODE,
+}
+
+
+class DebugPort:
+    """Port 0xe9 of Bochs and QEMU: what is written appears on the console; reads give 0xe9."""
+
+    def read(self, _offset: int, _size: int) -> int:
+        return DEBUG_PORT
+
+    def write(self, _offset: int, _size: int, value: int) -> None:
+        _print(bytes([value]))
+
+
+def run(  # noqa: PLR0913 - one for each option
+    flat: Path,
+    *,
+    mode: Literal["real", "protected", "long"] = "real",
+    engine: str = "auto",
+    memory: Size = 16 << 20,
+    load_address: int | None = None,
+    trace: Annotated[bool, Parameter(negative="")] = False,
+    socket: str | None = None,
+) -> int:
+    """Run a flat binary. What it writes to COM1 or to port 0xe9 appears on stdout.
+
+    Exit status: 0 when the guest powered off or halted with interrupts off, 3 when it reset
+    itself, 4 after a triple fault, 5 when the engine cannot go on. 1, 2 and 130 as everywhere.
+
+    Parameters
+    ----------
+    flat
+        The binary, entered at its first byte with interrupts off.
+    mode
+        The mode it is entered in: real mode, protected mode with flat segments, or long mode with
+        the lower 4 GiB mapped one to one.
+    engine
+        The engine to run it on; `auto` takes the first that can run this mode here.
+    memory
+        The guest's memory, as in `64K` or `16M`.
+    load_address
+        Where it goes; by default 0x7c00 in real mode, 0x100000 otherwise.
+    trace
+        Print every exit to stderr, but those of the console.
+    socket
+        Core's socket; by default the one of $VMSESSION_SOCKET, yours, or the system's.
+    """
+    image = flat.read_bytes()
+    with connect(socket) as core, core.create_ram(memory) as ram:
+        if engine == "auto":
+            engine = select_engine(core, NEEDS[Mode(mode)])
+        with core.create_session(engine, label=flat.name[:64]) as session:
+            session.attach(ram, gpa=0)
+            entry = load(session.memory, image, Mode(mode), load_address)
+            pc = PC(_print)
+            pc.router.ports.add(DEBUG_PORT, 1, DebugPort())
+            machine = Machine(session.create_vcpu(), pc, _trace if trace else None)
+            return _status_of(machine, dict(entry.registers))
+
+
+def _status_of(machine: Machine, registers: dict[str, int | Segment]) -> int:
+    try:
+        ending = machine.run(registers)
+    except GuestFailed as failure:
+        print(
+            f"vmm: {failure}" + (f"\n     {failure.hint}" if failure.hint else ""), file=sys.stderr
+        )
+        return SHUTDOWN if failure.reason is Reason.SHUTDOWN else STUCK
+    return RESET if ending is Ending.RESET else 0
+
+
+def _print(data: bytes) -> None:
+    """At once, and past Python's own buffer: a guest's last words must not be lost."""
+    while data:
+        data = data[os.write(sys.stdout.fileno(), data) :]
+
+
+def _trace(exit_: Exit) -> None:
+    if exit_.reason is not Reason.PORT or exit_.address not in CONSOLE_PORTS:
+        print(exit_, file=sys.stderr)
