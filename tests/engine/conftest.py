@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from core_service.engine.native import build
 from core_service.engine.protocol import Transport
-
 from tests.engine.harness import Engine, environment
 
 VARIANTS = ("kvm", "soft", "kvm-sanitized")

@@ -50,7 +50,7 @@ PAGE_TABLES: Final = 0x9000  # three pages: the first GiB, identity, user access
 RAM: Final = 16 * PAGE
 
 
-_LONG: Final = {
+_LONG: Final[dict[str, int | Segment]] = {
     "cr0": 0x80000011,
     "cr3": PAGE_TABLES,
     "cr4": 0x20,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+
 from core_service.engine.protocol import Transport
 from dataspace.registers import Segment
 from dataspace.vcpu_page import Activity, ExitFlag, Injection, InjectType, Reason, ReplyFlag
-
 from tests.engine.harness import ORIGIN, Engine, Vcpu, guest
 
 VECTOR = 0x20

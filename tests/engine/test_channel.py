@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from core_service.engine import protocol
 from core_service.engine.native import build
 from core_service.engine.protocol import Response, Status, Transport, Type
@@ -22,7 +23,6 @@ from dataspace.vcpu_page import (
     VmmHalf,
     mask,
 )
-
 from tests.engine.harness import (
     ORIGIN,
     PATIENCE,
@@ -261,8 +261,8 @@ def test_what_a_vm_costs_the_process(engine: Engine, transport: Transport) -> No
 def test_the_process_is_confined(engine: Engine) -> None:
     status = Path(f"/proc/{engine.pid}/status").read_text()
     assert "NoNewPrivs:\t1" in status
-    links = {os.readlink(fd) for fd in Path(f"/proc/{engine.pid}/fd").iterdir()}
-    assert "/dev/kvm" not in links
+    opened = {str(fd.readlink()) for fd in Path(f"/proc/{engine.pid}/fd").iterdir()}
+    assert "/dev/kvm" not in opened
 
 
 def test_an_executable_by_itself_explains_itself(name: str) -> None:
@@ -312,4 +312,3 @@ def test_exits_wait_for_core_without_being_lost(engine: Engine) -> None:
             exit_ = vcpu.expect(Reason.PORT)
             assert exit_.value == number & 0xFF
             assert exit_.exit_seq == 2 + number
-

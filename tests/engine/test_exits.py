@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+
 from core_service.engine.protocol import Transport
 from dataspace.registers import Segment
 from dataspace.vcpu_page import DATA_BYTES, Activity, ExitFlag, Reason, ReplyFlag
-
 from tests.engine.harness import ORIGIN, RAM, Engine, Vcpu, guest
 
 HOLE = 0x100000  # nothing is attached there
@@ -65,7 +65,9 @@ def test_string_output(engine: Engine, transport: Transport, length: int) -> Non
 def test_string_input(engine: Engine, transport: Transport, instruction: str, size: int) -> None:
     length = 600
     text = bytes(number % 251 for number in range(length))
-    source = f"mov edi, 0x2000; mov ecx, {length // size}; mov dx, 0x80; cld; rep {instruction}; hlt"
+    source = (
+        f"mov edi, 0x2000; mov ecx, {length // size}; mov dx, 0x80; cld; rep {instruction}; hlt"
+    )
     with guest(engine, transport, source) as vcpu:
         assert vcpu.memory
         given = 0
@@ -112,9 +114,7 @@ def test_mmio_read(
 
 
 def test_mmio_across_pages_gives_each_page_its_bytes(engine: Engine, transport: Transport) -> None:
-    with guest(
-        engine, transport, f"mov eax, 0x44332211; mov [{HOLE + 0xFFE}], eax; hlt"
-    ) as vcpu:
+    with guest(engine, transport, f"mov eax, 0x44332211; mov [{HOLE + 0xFFE}], eax; hlt") as vcpu:
         seen: dict[int, int] = {}
         while vcpu.run().reason == Reason.MMIO:
             seen |= dict(enumerate(vcpu.exit.data, vcpu.exit.address))

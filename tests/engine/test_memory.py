@@ -8,23 +8,22 @@ import random
 from pathlib import Path
 
 import pytest
+
 from core_service.engine import protocol
 from core_service.engine.protocol import Response, Status, Transport, Type
 from dataspace.registers import Segment
 from dataspace.vcpu_page import ExitFlag, Reason
-
 from tests.engine.harness import ORIGIN, PAGE, RAM, Engine, Vcpu, guest, load, memory
 
 AT = 0x200000
-COUNT = "mov ebx, [{at}]; out 0x80, al; jmp {origin}"
 
 
 def unmap(engine: Engine, gpa: int, size: int) -> Response:
     return engine.ask(lambda n: protocol.range_packet(Type.UNMAP, n, gpa, size))
 
 
-def map_(engine: Engine, fd: int, gpa: int, size: int, offset: int = 0, flags: int = 3) -> Response:
-    return engine.ask(lambda n: protocol.range_packet(Type.MAP, n, gpa, size, offset, flags), fd)
+def map_(engine: Engine, fd: int, gpa: int, size: int, offset: int = 0) -> Response:
+    return engine.ask(lambda n: protocol.range_packet(Type.MAP, n, gpa, size, offset, 3), fd)
 
 
 def test_fetch_from_nowhere_faults_and_goes_on(engine: Engine, transport: Transport) -> None:
@@ -146,9 +145,7 @@ def test_map_and_unmap_beside_a_running_vcpu(engine: Engine, transport: Transpor
     os.close(fd)
 
 
-def test_unmap_under_a_vcpu_in_the_middle_of_a_string(
-    engine: Engine, transport: Transport
-) -> None:
+def test_unmap_under_a_vcpu_in_the_middle_of_a_string(engine: Engine, transport: Transport) -> None:
     """`rep insb` into memory that goes away: the rest of it is MMIO, or lost, but nobody's harm."""
     fd = memory(PAGE)
     engine.map(AT, fd, PAGE)

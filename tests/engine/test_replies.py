@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Final
 
 import pytest
+
 from core_service.engine import protocol
 from core_service.engine.protocol import Status, Transport, Type
 from dataspace.vcpu_page import (
     ALL_SCALARS,
-    MASK_AT,
     HALF_BYTES,
     MASK_AT,
     REPLY_INJECTION_AT,
@@ -23,7 +23,6 @@ from dataspace.vcpu_page import (
     Reason,
     VmmHalf,
 )
-
 from tests.engine.harness import PATIENCE, Engine, Vcpu, guest
 
 

@@ -17,10 +17,7 @@ def assemble(source: str, bits: int = 32, origin: int = 0) -> bytes:
     with tempfile.TemporaryDirectory() as directory:
         text, linked, flat = (Path(directory) / name for name in ("guest.S", "guest.elf", "guest"))
         text.write_text(f".intel_syntax noprefix\n.code{bits}\n.globl _start\n_start:\n{source}\n")
-        subprocess.run(
-            ["gcc", "-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", "-Wl,-n"]
-            + [f"-Wl,-Ttext={origin:#x}", "-o", linked, text],
-            check=True,
-        )
+        link = ["-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", f"-Wl,-Ttext={origin:#x}"]
+        subprocess.run(["gcc", *link, "-o", linked, text], check=True)
         subprocess.run(["objcopy", "-O", "binary", "-j", ".text", linked, flat], check=True)
         return flat.read_bytes()

@@ -99,7 +99,7 @@ def build(engine: Engine, output: Path, *, sanitize: bool = False) -> Path:
         *engine.link,
     ]
     try:
-        if subprocess.run(command, check=False).returncode != 0:  # noqa: S603 (CC is the caller's)
+        if subprocess.run(command, check=False).returncode != 0:
             raise BuildError(f"{engine.executable}: {command[0]} failed")
         fresh.replace(target)
     finally:

@@ -1,0 +1,228 @@
+"""Random guest code in three modes on the software engine, which must survive it:
+
+    python -m tests.engine.soft_fuzz --runs 10000 --seed 1
+
+A run is a page of random bytes, weighted towards prefixes and escapes, from a sane state of real, protected or
+long mode with handlers for all exceptions. It ends with an exit that does not resume, after `EXITS` others, or
+when it is paused because it would not end. The exit status is 1 when an engine died, and the run that killed it
+is repeated with `--seed SEED --runs 1`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import mmap
+import os
+import random
+import sys
+from collections import Counter
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from core_service.engine.native import build
+from core_service.engine.protocol import Transport
+from dataspace.registers import Segment
+from dataspace.vcpu_page import ExitFlag, Reason, ReplyFlag
+
+from tests.engine.harness import DATA_SEGMENTS, Engine, EngineGoneError, Vcpu, environment, memory
+
+EXITS: Final = 30
+GUEST_SECONDS: Final = 0.002
+PATIENCE: Final = 5.0
+
+RAM_BYTES: Final = 4 << 20
+GDT: Final = 0x7000
+HANDLER: Final = 0x7F00
+CODE: Final = 0x8000
+CODE_BYTES: Final = 256
+STACK: Final = 0x6000
+PAGE_TABLES: Final = 0x100000
+IDT: Final = 0x110000
+
+LIKELY: Final = bytes.fromhex("0f66f2f348c5c4620f01aec7383a")
+VALUES: Final = (0, 1, CODE, 0x3FF000, 0x200000, 0xFFFFFFFF)
+ENDS: Final = frozenset(
+    {Reason.HLT, Reason.SHUTDOWN, Reason.MEMORY_FAULT, Reason.INTERNAL_ERROR, Reason.PAUSED}
+)
+
+_GENERAL: Final = (
+    *("rax", "rcx", "rdx", "rbx", "rbp", "rsi", "rdi"),
+    *(f"r{number}" for number in range(8, 16)),
+)
+
+
+class Mode(NamedTuple):
+    """Where a run begins: the control registers and segments of a CPU mode."""
+
+    cr0: int
+    cr4: int
+    efer: int
+    code: Segment
+    data: Segment
+
+
+MODES: Final = (
+    Mode(0x10, 0x620, 0, Segment(0, 0x9B, 0xFFFF, 0), Segment(0, 0x93, 0xFFFF, 0)),
+    Mode(0x33, 0x620, 0, Segment(24, 0xC9B, 0xFFFFFFFF, 0), Segment(16, 0xC93, 0xFFFFFFFF, 0)),
+    Mode(
+        0x80010033,
+        0x40620,
+        0x501,
+        Segment(8, 0xA9B, 0xFFFFFFFF, 0),
+        Segment(16, 0xC93, 0xFFFFFFFF, 0),
+    ),
+)
+
+
+def quadwords(*values: int) -> bytes:
+    """Little-endian."""
+    return b"".join(value.to_bytes(8, "little") for value in values)
+
+
+def furnish(view: mmap.mmap) -> None:
+    """What every run finds: page tables for 4 MiB, a GDT, an IDT whose handlers halt."""
+    view[PAGE_TABLES : PAGE_TABLES + 8] = quadwords(PAGE_TABLES + 0x1007)
+    view[PAGE_TABLES + 0x1000 : PAGE_TABLES + 0x1008] = quadwords(PAGE_TABLES + 0x2007)
+    view[PAGE_TABLES + 0x2000 : PAGE_TABLES + 0x2010] = quadwords(0x87, 0x200087)
+    view[GDT : GDT + 32] = quadwords(0, 0xAF9A000000FFFF, 0xCF92000000FFFF, 0xCF9A000000FFFF)
+    view[IDT : IDT + 4096] = quadwords(0x8E00 << 32 | 8 << 16 | HANDLER, 0) * 256
+    view[HANDLER : HANDLER + 4] = b"\xf4" * 4
+
+
+def random_code(chance: random.Random) -> bytes:
+    """Bytes of which three in ten begin an instruction that is not everyday's."""
+    return bytes(
+        chance.getrandbits(8) if chance.random() < 0.7 else chance.choice(LIKELY)
+        for _ in range(CODE_BYTES)
+    )
+
+
+class Subject:
+    """An engine with one vCPU, and the memory that they share with us."""
+
+    def __init__(self) -> None:
+        self.engine = Engine(build.IN_TREE / "vmsession-soft", environment("soft"))
+        self.engine.hello()
+        fd = memory(RAM_BYTES)
+        try:
+            self.engine.map(0, fd, RAM_BYTES)
+            self.view = mmap.mmap(fd, RAM_BYTES)
+        finally:
+            os.close(fd)
+        self.vcpu = Vcpu(self.engine, Transport.PAGE)
+        self.vcpu.want_all()
+        self.vcpu.expect(Reason.STARTUP)
+        self.initial = self.vcpu.exit.registers()
+        self.vcpu.reply.want(0, 0)
+
+    def close(self) -> int:
+        """End the engine and return its status."""
+        self.vcpu.close()
+        self.view.close()
+        with self.engine:
+            pass
+        assert self.engine.status is not None
+        return self.engine.status
+
+    def run(self, seed: int) -> Reason:
+        """One run, and what ended it. Raises EngineGoneError."""
+        chance = random.Random(seed)
+        self.prepare(chance)
+        for _ in range(EXITS):
+            reason = self.resume()
+            if reason in ENDS:
+                return reason
+            self.answer(chance)
+        return self.finish_instruction()
+
+    def prepare(self, chance: random.Random) -> None:
+        """Memory, and all registers."""
+        self.view[0:CODE] = bytes(CODE)
+        furnish(self.view)
+        self.view[CODE : CODE + CODE_BYTES] = random_code(chance)
+        mode = chance.choice(MODES)
+        tables = {"gdtr": Segment(0, 0, 31, GDT)}
+        if mode.cr0 & 1:
+            tables["idtr"] = Segment(0, 0, 4095, IDT)
+        general = {
+            name: chance.choice((*VALUES, chance.getrandbits(64))) for name in _GENERAL
+        }
+        registers: dict[str, int | Segment] = {
+            **self.initial,
+            **general,
+            **dict.fromkeys(DATA_SEGMENTS, mode.data),
+            **tables,
+            "cs": mode.code,
+            "cr0": mode.cr0,
+            "cr3": PAGE_TABLES,
+            "cr4": mode.cr4,
+            "efer": mode.efer,
+            "xcr0": 7,
+            "rflags": 2,
+            "rsp": STACK,
+            "rip": CODE,
+        }
+        self.vcpu.charge(**registers)
+        self.vcpu.reply.written([(0, RAM_BYTES)])
+
+    def resume(self) -> Reason:
+        """Run until an exit; pause what does not stop."""
+        vcpu = self.vcpu
+        vcpu.start()
+        seen, arrived = vcpu.seen, vcpu.waiter.wait(vcpu.seen, GUEST_SECONDS)
+        if arrived == seen:
+            vcpu.pause()
+            arrived = vcpu.waiter.wait(seen, PATIENCE)
+        if arrived == seen:
+            self.engine.receive()
+            raise EngineGoneError("no exit, though it was paused")
+        vcpu.seen = arrived
+        vcpu.reply.clear_reply()
+        return vcpu.reason
+
+    def answer(self, chance: random.Random) -> None:
+        """A device that nobody designed."""
+        if self.vcpu.exit.flags & ExitFlag.READ:
+            self.vcpu.reply.set_value(chance.getrandbits(64))
+        if self.vcpu.reason == Reason.MSR and chance.random() < 0.5:
+            self.vcpu.reply.set_flags(ReplyFlag.FAULT)
+
+    def finish_instruction(self) -> Reason:
+        """The next run's registers need a boundary."""
+        while self.vcpu.exit.flags & ExitFlag.MID_INSTRUCTION:
+            self.vcpu.reply.set_flags(ReplyFlag.COMPLETE)
+            self.resume()
+        return self.vcpu.reason
+
+
+def campaign(runs: int, seed: int, report: Callable[[str], None] = print) -> Counter[str]:
+    """`runs` runs from `seed` on. Counts what ended them; "died" are those that ended the engine."""
+    outcomes: Counter[str] = Counter()
+    subject = Subject()
+    for number in range(seed, seed + runs):
+        try:
+            outcomes[subject.run(number).name] += 1
+        except EngineGoneError as error:
+            outcomes["died"] += 1
+            report(f"seed {number}: {error}")
+            subject.close()
+            subject = Subject()
+    if status := subject.close():
+        outcomes["died"] += 1
+        report(f"the engine ended with status {status}")
+    return outcomes
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description="Random guest code on the software engine.")
+    parser.add_argument("--runs", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0, help="of the first run; the others count up")
+    options = parser.parse_args()
+    outcomes = campaign(options.runs, options.seed)
+    print(dict(outcomes))
+    return 1 if outcomes["died"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""Registers, each alone: what is charged is what is read, and nothing else changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from core_service.engine.protocol import Transport
+from dataspace.registers import Segment
+from dataspace.vcpu_page import ALL_SCALARS, ALL_SEGMENTS, Reason, mask, names
+from tests.engine.harness import Engine, Vcpu, guest
+
+CANONICAL = 0xFFFF800012345000
+VALUES: dict[str, int | Segment] = {
+    **dict.fromkeys(("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi"), 0x1122334455667788),
+    **{f"r{number}": 0x8877665544332211 + number for number in range(8, 16)},
+    "rip": 0x4000,
+    "rflags": 0x46,
+    "cr2": 0x12345678,
+    "cr3": 0x9000,
+    "cr8": 5,
+    "dr0": 0x1000,
+    "dr1": 0x2000,
+    "dr2": 0x3000,
+    "dr3": 0x4000,
+    "dr6": 0xFFFF0FF1,
+    "dr7": 0x401,
+    "efer": 0x501,
+    "xcr0": 3,
+    "sysenter_cs": 8,
+    "sysenter_sp": CANONICAL,
+    "sysenter_ip": CANONICAL,
+    "star": 0x0023001000000000,
+    "lstar": CANONICAL,
+    "cstar": CANONICAL,
+    "fmask": 0x47700,
+    "kernel_gs_base": CANONICAL,
+    "tsc_aux": 7,
+    "pat": 0x0007010600070106,
+    "interruptibility": 1,
+    "es": Segment(0x33, 0xCF3, 0xFFFFFFFF, 0),
+    "ds": Segment(0x33, 0xCF3, 0xFFFFFFFF, 0),
+    "fs": Segment(0, 0xC93, 0xFFFFFFFF, CANONICAL),
+    "gs": Segment(0, 0xC93, 0xFFFFFFFF, CANONICAL),
+    "ldtr": Segment(0x50, 0x82, 0x1F, 0x3000),
+    "tr": Segment(0x40, 0x8B, 0x67, 0x2000),
+    "gdtr": Segment(0, 0, 0x57, CANONICAL),
+    "idtr": Segment(0, 0, 0xFFF, CANONICAL),
+}
+MOVING = {"tsc", "tsc_offset"}
+
+
+@pytest.fixture
+def halted(engine: Engine) -> Iterator[Vcpu]:
+    """In long mode, at a HLT."""
+    with guest(engine, Transport.PAGE, "hlt", "long") as vcpu:
+        vcpu.expect(Reason.HLT)
+        yield vcpu
+
+
+def everything(vcpu: Vcpu) -> dict[str, int | Segment]:
+    """All registers that do not move by themselves."""
+    wanted = [name for name in names(ALL_SCALARS, ALL_SEGMENTS) if name not in MOVING]
+    return vcpu.fetch(*wanted)
+
+
+@pytest.mark.parametrize("register", VALUES)
+def test_a_charged_register_and_no_other(halted: Vcpu, register: str) -> None:
+    before = everything(halted)
+    if register not in before:
+        pytest.skip(f"this machine has no {register}")
+    halted.charge(**{register: VALUES[register]})
+    halted.pause()
+    halted.expect(Reason.PAUSED)
+    after = everything(halted)
+    expected = before | {register: VALUES[register]}
+    if register == "rip":
+        expected["activity"] = 0  # the VMM's explicit advance wakes
+    assert after == expected
+
+
+def test_all_that_hello_names_is_delivered(spawn: Callable[[], Engine]) -> None:
+    """But for what the host's CPU does not have."""
+    optional = {"tsc_aux", "xss", "xcr0", "tsc_offset"}
+    with spawn() as engine:
+        offered = engine.hello().registers
+        with engine.ram():
+            vcpu = Vcpu(engine, Transport.STREAM)
+            vcpu.expect(Reason.STARTUP)
+            missing = set(names(*offered)) - set(vcpu.exit.registers())
+            assert missing <= optional
+
+
+def test_nothing_beyond_wanted_is_delivered(halted: Vcpu) -> None:
+    for name in ("rax", "cr0", "dr7", "lstar", "cs", "interruptibility"):
+        halted.fetch(name)
+        assert halted.exit.masks == mask([name])
+
+
+def test_the_time_stamp_counter_counts(halted: Vcpu) -> None:
+    first, second = halted.scalar("tsc"), halted.scalar("tsc")
+    assert 0 < first < second
+
+
+def test_task_priority_is_cr8(halted: Vcpu) -> None:
+    halted.charge(cr8=9)
+    halted.expect(Reason.HLT)
+    assert halted.scalar("cr8") == 9
+    halted.expect(Reason.HLT)
+    assert halted.scalar("cr8") == 9
+
+
+@pytest.mark.parametrize(
+    ("register", "value"),
+    [("cr8", 16), ("efer", 1 << 20), ("gdtr", Segment(0, 0, 0x10000, 0)), ("cr4", 1 << 63)],
+)
+def test_values_that_no_cpu_takes_are_refused(
+    halted: Vcpu, register: str, value: int | Segment
+) -> None:
+    before = everything(halted)
+    halted.charge(**{register: value})
+    halted.expect(Reason.INVALID_STATE)
+    assert everything(halted) == before

@@ -1,0 +1,212 @@
+"""The Python view of the channel against the header: sizes, offsets, values."""
+
+from __future__ import annotations
+
+import re
+import struct
+import subprocess
+from enum import IntEnum
+from pathlib import Path
+
+import pytest
+
+from core_service.engine import protocol
+from core_service.engine.native import build
+from core_service.engine.protocol import (
+    Capability,
+    Exit,
+    Hello,
+    MalformedPacketError,
+    Response,
+    Status,
+    Transport,
+    Type,
+)
+from dataspace.vcpu_page import HALF_BYTES
+
+STRUCTS = {
+    "channel_header": protocol.HEADER,
+    "channel_hello": protocol.HELLO,
+    "channel_response": protocol.RESPONSE,
+    "channel_vcpu": protocol.VCPU,
+    "channel_range": protocol.RANGE,
+    "channel_run": protocol.RUN,
+    "channel_exit": protocol.EXIT,
+}
+FIELDS = {
+    "channel_hello": (
+        "header.type header.id version page_abi engine capabilities max_vcpus tsc_khz physical_bits "
+        "registers[0] registers[1] exit_reasons"
+    ),
+    "channel_response": "header.type header.id status error text",
+    "channel_vcpu": "header.type header.id index transport",
+    "channel_range": "header.type header.id gpa size offset flags reserved",
+    "channel_run": "header.type header.id index exit_seq vmm",
+    "channel_exit": "header.type header.id index reserved engine",
+}
+CONSTANTS = {
+    "CHANNEL_FD": protocol.CHANNEL_FD,
+    "CHANNEL_VERSION": protocol.VERSION,
+    "CHANNEL_VCPUS": protocol.VCPUS,
+    "CHANNEL_TEXT_BYTES": protocol.TEXT_BYTES,
+    "CHANNEL_WRITABLE": protocol.WRITABLE,
+    "CHANNEL_EXECUTABLE": protocol.EXECUTABLE,
+}
+ENUMS: dict[str, type[IntEnum]] = {
+    "channel_type": Type,
+    "channel_status": Status,
+    "vcpu_transport": Transport,
+}
+
+
+def header() -> str:
+    return (build.NATIVE / "channel.h").read_text()
+
+
+def names_of(enum: str) -> list[str]:
+    """The enumerators of an enum in the header, in order."""
+    found = re.search(rf"enum {enum} {{(.*?)}}", header(), re.DOTALL)
+    assert found
+    body = re.sub(r"/\*.*?\*/", "", found[1], flags=re.DOTALL)
+    return re.findall(r"\b([A-Z][A-Z_]+)\b", body)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
+    """What the compiler makes of the header: name of a size, an offset or a value → number."""
+    questions = {f"sizeof {name}": f"sizeof(struct {name})" for name in STRUCTS}
+    for name, fields in FIELDS.items():
+        questions |= {
+            f"{name}.{field}": f"offsetof(struct {name}, {field})" for field in fields.split()
+        }
+    capabilities = re.findall(r"#define (ENGINE_[A-Z]+)", header())
+    values = [*CONSTANTS, *capabilities, *(name for enum in ENUMS for name in names_of(enum))]
+    questions |= {name: name for name in values}
+    lines = "\n".join(f'printf("%s=%ld\\n", "{n}", (long){code});' for n, code in questions.items())
+    directory = tmp_path_factory.mktemp("protocol")
+    source, program = directory / "ask.c", directory / "ask"
+    source.write_text(
+        '#include <stddef.h>\n#include <stdio.h>\n#include "channel.h"\n'
+        f"int main(void) {{\n{lines}\nreturn 0;\n}}\n"
+    )
+    include = [f"-I{path}" for path in (build.NATIVE, *build.INCLUDE)]
+    subprocess.run([*build.compiler(), *include, source, "-o", program], check=True)
+    answers = subprocess.run([program], check=True, capture_output=True, text=True).stdout
+    return {n: int(value) for n, value in (line.split("=") for line in answers.splitlines())}
+
+
+@pytest.mark.parametrize("name", STRUCTS)
+def test_sizes(compiled: dict[str, int], name: str) -> None:
+    assert STRUCTS[name].size == compiled[f"sizeof {name}"]
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_offsets(compiled: dict[str, int], name: str) -> None:
+    """A field's offset is the size of the format up to it: the formats have no padding."""
+    codes = re.findall(r"\d*s|[A-Z]", re.sub(r"(\d+)([A-Z])", expand, STRUCTS[name].format[1:]))
+    offsets = [struct.calcsize("<" + "".join(codes[:count])) for count in range(len(codes))]
+    assert offsets == [compiled[f"{name}.{field}"] for field in FIELDS[name].split()]
+
+
+def expand(repeated: re.Match[str]) -> str:
+    """2Q → QQ."""
+    return repeated[2] * int(repeated[1])
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_constants(compiled: dict[str, int], name: str) -> None:
+    assert CONSTANTS[name] == compiled[name]
+
+
+@pytest.mark.parametrize("enum", ENUMS)
+def test_enums(compiled: dict[str, int], enum: str) -> None:
+    prefix = "VCPU_TRANSPORT_" if enum == "vcpu_transport" else "CHANNEL_"
+    theirs = {name.removeprefix(prefix): compiled[name] for name in names_of(enum)}
+    assert theirs == {member.name: member.value for member in ENUMS[enum]}
+
+
+def test_capabilities(compiled: dict[str, int]) -> None:
+    theirs = {name: value for name, value in compiled.items() if name.startswith("ENGINE_")}
+    assert theirs == {f"ENGINE_{member.name}": member.value for member in Capability}
+
+
+def test_the_largest_packet_of_an_engine_fits(compiled: dict[str, int]) -> None:
+    largest = max(compiled[f"sizeof {name}"] for name in STRUCTS)
+    assert largest == protocol.PACKET_LIMIT
+
+
+HELLO = (Type.HELLO, 0, 1, 1, b"kvm", 0x9, 64, 2_400_000, 46, 0x7, 0x1, 0x3E)
+
+
+def test_hello() -> None:
+    assert protocol.parse_hello(protocol.HELLO.pack(*HELLO)) == Hello(
+        version=1,
+        page_abi=1,
+        engine="kvm",
+        capabilities=Capability.FPU | Capability.PARALLEL,
+        max_vcpus=64,
+        tsc_khz=2_400_000,
+        physical_bits=46,
+        registers=(0x7, 0x1),
+        exit_reasons=0x3E,
+    )
+
+
+@pytest.mark.parametrize(("field", "value"), [(2, 2), (6, 0), (6, 65), (8, 19), (8, 53)])
+def test_hello_of_another_world_is_malformed(field: int, value: int) -> None:
+    fields = (*HELLO[:field], value, *HELLO[field + 1 :])
+    with pytest.raises(MalformedPacketError, match=str(value)):
+        protocol.parse_hello(protocol.HELLO.pack(*fields))
+
+
+def test_response_is_text_for_people() -> None:
+    packet = protocol.RESPONSE.pack(Type.RESPONSE, 7, Status.KERNEL, 12, b"a\x1b[1mb\xff\0rest")
+    assert protocol.header(packet) == (Type.RESPONSE, 7)
+    assert protocol.parse_response(packet) == Response(Status.KERNEL, 12, "a?[1mb\ufffd")
+
+
+def test_exit() -> None:
+    half = bytes(range(256)) * (HALF_BYTES // 256)
+    packet = protocol.EXIT.pack(Type.EXIT, 0, 3, 0, half)
+    assert protocol.parse_exit(packet) == Exit(3, half)
+
+
+@pytest.mark.parametrize("size", [0, 7])
+def test_short_header_is_malformed(size: int) -> None:
+    with pytest.raises(MalformedPacketError, match=f"{size} bytes"):
+        protocol.header(bytes(size))
+
+
+@pytest.mark.parametrize(
+    "parse", [protocol.parse_hello, protocol.parse_response, protocol.parse_exit]
+)
+@pytest.mark.parametrize("size", [0, 8, 100, 5000])
+def test_another_size_is_malformed(parse: object, size: int) -> None:
+    assert callable(parse)
+    with pytest.raises(MalformedPacketError, match=f"^{size} bytes"):
+        parse(bytes(size))
+
+
+def test_requests() -> None:
+    assert protocol.vcpu_packet(Type.CREATE_VCPU, 1, 2, Transport.STREAM) == struct.pack(
+        "<4I", 16, 1, 2, 1
+    )
+    assert protocol.range_packet(Type.MAP, 3, 0x1000, 0x2000, 0x4000, 3) == struct.pack(
+        "<2I3Q2I", 17, 3, 0x1000, 0x2000, 0x4000, 3, 0
+    )
+    half = b"h" * HALF_BYTES
+    assert protocol.run_packet(Type.RUN, 4, 5, 6, half) == struct.pack("<4I", 19, 4, 5, 6) + half
+
+
+def test_sources_stand_in_one_place() -> None:
+    """Every C file belongs to the common part or to exactly one engine."""
+    for engine in build.ENGINES:
+        sources = {source.name for source in engine.sources()}
+        assert "main.c" in sources
+        assert f"{engine.name}.c" in sources
+        assert not any(
+            other.owns(Path(source))
+            for other in build.ENGINES
+            if other is not engine
+            for source in sources
+        )
