@@ -31,6 +31,7 @@ static enum channel_status create_vm(struct vm *vm, struct failure *failure)
 		free(soft);
 		return status;
 	}
+	soft_spare_start(&soft->spare, soft->library);
 	soft_turn_init(&soft->turn);
 	soft->start_ns = page_now_ns();
 	soft_crash_watch();
@@ -48,6 +49,7 @@ static void destroy_vm(struct vm *vm)
 		pthread_mutex_destroy(&vcpu->kick_lock);
 		free(vcpu);
 	}
+	soft_spare_discard(&soft->spare);
 	pthread_mutex_destroy(&soft->turn.lock);
 	close(soft->library);
 	munmap(soft->stamps, BOCHS_STAMP_TABLE_BYTES);
@@ -61,7 +63,7 @@ static enum channel_status create_cpu(struct soft_vcpu *soft, struct failure *fa
 {
 	enum channel_status status = soft_crash_stack(soft, failure);
 	if (status == CHANNEL_OK)
-		status = bochs_load(&soft->bochs, soft->vm->library, failure);
+		status = soft_spare_take(&soft->vm->spare, &soft->bochs, failure);
 	if (status != CHANNEL_OK)
 		return status;
 	*soft->bochs.stamps = soft->vm->stamps;

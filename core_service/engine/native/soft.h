@@ -4,6 +4,7 @@
  *
  *	soft.c              the backend: machine, vCPUs, the loop
  *	soft_library.c      the file that Bochs comes in        soft_bochs.c     a loaded copy of it
+ *	soft_spare.c        the first copy, ahead of time       soft_instrumentation.c  what is cut out of copies
  *	soft_turn.c         which vCPU executes                 soft_execution.c in and out of guest code
  *	soft_state.c        registers                           soft_fpu.c       FPU state
  *	soft_state_check.c  states that no CPU can be in
@@ -20,6 +21,7 @@
 
 #include "engine.h"
 #include "soft_bochs.h"
+#include "soft_spare.h"
 #include "soft_turn.h"
 
 #define SOFT_TSC_KHZ 1000000u    /* the TSC counts nanoseconds */
@@ -30,6 +32,7 @@ struct soft_vcpu;
 
 struct soft_vm {
 	int library; /* owned */
+	struct soft_spare spare;
 	struct soft_turn turn;
 	struct soft_vcpu *last_turn; /* who had the turn before; only compared */
 	uint64_t memory_generation;  /* moves with every map and unmap, while the vCPUs are held */
