@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from unittest.mock import Mock
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataspace.vcpu_page import Reason
 from vmm_client.boards.pc import PC, Ending
 from vmm_client.devices.pit8254 import nanoseconds
-from vmm_client.exits import Exit
 
 
 class Machine:
@@ -142,65 +138,3 @@ def test_no_guest_can_make_the_board_fail(accesses: list[tuple[int, int, int, in
         if vector is not None:
             assert 0 <= vector <= 0xFF
             assert pc.acknowledge() == vector
-
-
-def vcpu_exit(reason: Reason, *, routed: bool = False, interrupts: bool = True) -> Mock:
-    exit_ = Mock(spec=Exit, reason=reason, interrupts_enabled=interrupts)
-    exit_.route.return_value = routed
-    return exit_
-
-
-@pytest.mark.parametrize("reason", [Reason.PORT, Reason.MMIO])
-def test_accesses_go_to_the_buses_of_the_board(machine: Machine, reason: Reason) -> None:
-    exit_ = vcpu_exit(reason, routed=True)
-    assert machine.pc.handle(exit_)
-    exit_.route.assert_called_once_with(machine.pc.router.ports, machine.pc.router.mmio)
-    assert machine.pc.ended is None
-
-
-@pytest.mark.parametrize(
-    ("exit_", "ending"),
-    [
-        (vcpu_exit(Reason.HLT), None),
-        (vcpu_exit(Reason.HLT, interrupts=False), Ending.HALTED),
-        (vcpu_exit(Reason.SHUTDOWN), Ending.RESET),
-    ],
-)
-def test_exits_that_may_end_the_machine(
-    machine: Machine, exit_: Mock, ending: Ending | None
-) -> None:
-    assert machine.pc.handle(exit_)
-    assert machine.pc.ended is ending
-
-
-@pytest.mark.parametrize("reason", [Reason.STARTUP, Reason.PAUSED, Reason.WINDOW])
-def test_other_exits_are_not_the_boards(machine: Machine, reason: Reason) -> None:
-    assert not machine.pc.handle(vcpu_exit(reason))
-    assert machine.pc.ended is None
-
-
-def msr_exit(index: int, value: int | None = None) -> Mock:
-    """A read, or a write of `value`."""
-    exit_ = vcpu_exit(Reason.MSR)
-    exit_.address, exit_.value, exit_.is_read = index, value, value is None
-    return exit_
-
-
-def test_misc_enable_reads_as_a_processor_without_tracing(machine: Machine) -> None:
-    exit_ = msr_exit(0x1A0)
-    assert machine.pc.handle(exit_)
-    exit_.reply.assert_called_once_with(0x1801)
-
-
-def test_misc_enable_accepts_a_write(machine: Machine) -> None:
-    exit_ = msr_exit(0x1A0, 0)
-    assert machine.pc.handle(exit_)
-    exit_.accept.assert_called_once_with()
-
-
-@pytest.mark.parametrize("value", [None, 0])
-def test_another_msr_is_left_to_raise_gp(machine: Machine, value: int | None) -> None:
-    exit_ = msr_exit(0x1A1, value)
-    assert machine.pc.handle(exit_)
-    exit_.reply.assert_not_called()
-    exit_.accept.assert_not_called()

@@ -2,7 +2,8 @@
 
 Whoever runs the vCPU calls, on one thread:
 
-- `handle` with each exit.
+- `port_read`, `port_write`, `mmio_read`, `mmio_write`, or `router`, for I/O and MMIO exits.
+- `halt` for HLT.
 - `advance`, then `pending` before each run; if the engine took that vector, `acknowledge` before
   the next exit is handled.
 - After HLT: `advance` whenever `next_deadline` has come or `wake` was called (there is input), and
@@ -23,18 +24,15 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Final
 
-from dataspace.vcpu_page import Reason
 from vmm_client.boot.acpi import FixedHardware, write_tables
 from vmm_client.boot.entry import GuestMemory
 from vmm_client.devices.acpi_power import PowerControl, PowerEvents, PowerTimer
-from vmm_client.devices.msr import ModelSpecificRegisters
 from vmm_client.devices.pic8259 import CascadedPics
 from vmm_client.devices.pit8254 import Pit8254
 from vmm_client.devices.port61 import Port61
 from vmm_client.devices.reset import KeyboardController, Port92, ResetControl
 from vmm_client.devices.rtc_cmos import CENTURY, RtcCmos
 from vmm_client.devices.uart16550 import Uart16550
-from vmm_client.exits import Exit
 from vmm_client.router import Router
 
 IRQ_TIMER: Final = 0
@@ -85,7 +83,6 @@ class PC:
         self.pit = Pit8254(clock, self._irq(IRQ_TIMER))
         self.uart = Uart16550(console, self._irq(IRQ_COM1), wake)
         self.rtc = RtcCmos(wall)
-        self.msrs = ModelSpecificRegisters()
         self.next_deadline = self.pit.deadline
         self.pending = self.pics.pending
         self.acknowledge = self.pics.acknowledge
@@ -104,21 +101,6 @@ class PC:
         """Lets the devices act on the time `now` and on input that came."""
         self.pit.tick(now)
         self.uart.poll()
-
-    def handle(self, exit_: Exit) -> bool:
-        """Serves the exits that reach the board: I/O, MMIO, MSR, HLT, SHUTDOWN. False: another."""
-        if exit_.route(self.router.ports, self.router.mmio):
-            return True
-        if exit_.reason is Reason.HLT:
-            self.halt(interrupts_enabled=exit_.interrupts_enabled)
-        elif exit_.reason is Reason.MSR:
-            self._access_msr(exit_)
-        elif exit_.reason is Reason.SHUTDOWN:
-            # A PC's chipset answers the processor's shutdown cycle with a reset.
-            self._reset()
-        else:
-            return False
-        return True
 
     def halt(self, *, interrupts_enabled: bool) -> None:
         """Notes a HLT. With interrupts off nothing here can end it: no device raises an NMI."""
@@ -140,14 +122,6 @@ class PC:
         ports.add(FIXED_HARDWARE.power_events, 4, PowerEvents(), width=4)
         ports.add(FIXED_HARDWARE.power_control, 2, PowerControl(self._power_off), width=2)
         ports.add(FIXED_HARDWARE.power_timer, 4, PowerTimer(clock), width=4)
-
-    def _access_msr(self, exit_: Exit) -> None:
-        """An MSR exit that is not answered raises #GP."""
-        if not exit_.is_read:
-            if self.msrs.write(exit_.address, exit_.value):
-                exit_.accept()
-        elif (value := self.msrs.read(exit_.address)) is not None:
-            exit_.reply(value)
 
     def _irq(self, number: int) -> Callable[[int], None]:
         line = self.pics.line
