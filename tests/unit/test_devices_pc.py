@@ -93,6 +93,11 @@ def test_a_halt_with_interrupts_on_is_no_ending(machine: Machine) -> None:
     assert machine.pc.ended is None
 
 
+def test_its_user_may_leave(machine: Machine) -> None:
+    machine.pc.leave()
+    assert machine.pc.ended is Ending.LEFT
+
+
 def test_ports_of_the_other_devices(machine: Machine) -> None:
     pc = machine.pc
     machine.out((0x70, 0x0D), (0x4D1, 0xFF))

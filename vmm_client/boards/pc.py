@@ -102,6 +102,10 @@ class PC:
         self.pit.tick(now)
         self.uart.poll()
 
+    def leave(self) -> None:
+        """Its user has enough. Any thread; whoever runs the vCPU must be woken."""
+        self._end(Ending.LEFT)
+
     def halt(self, *, interrupts_enabled: bool) -> None:
         """Notes a HLT. With interrupts off nothing here can end it: no device raises an NMI."""
         if not interrupts_enabled:
