@@ -80,14 +80,14 @@ PAGE_FAULT: Final = Probe(
     vectors=(14,),
 )
 SOFTWARE_INTERRUPTS: Final = Probe(
-    "int3, int n, iretq",
+    "software interrupts",
     enter_long_mode,
     guests.SOFTWARE_INTERRUPTS,
     handler=guests.COUNT_AND_RETURN,
     vectors=(3, 0x40),
 )
 SYSCALL: Final = Probe(
-    "syscall, sysret",
+    "syscall and sysret",
     enter_long_mode,
     guests.SYSCALL,
     user=guests.CALL_TWICE,
@@ -95,7 +95,7 @@ SYSCALL: Final = Probe(
 )
 SSE: Final = Probe("SSE in ring 0", enter_long_mode, guests.SSE)
 SAVE_FPU: Final = Probe("xsave in ring 0", enter_long_mode, guests.SAVE_FPU)
-WIDE_ATOMICS: Final = Probe("popcnt, cmpxchg16b", enter_long_mode, guests.WIDE_ATOMICS)
+WIDE_ATOMICS: Final = Probe("popcnt and cmpxchg16b", enter_long_mode, guests.WIDE_ATOMICS)
 
 # What a stock 64-bit kernel cannot do without; those that fail most often come first.
 STOCK_KERNEL: Final = (

@@ -1,0 +1,81 @@
+"""`vmm doctor`."""
+
+from __future__ import annotations
+
+import json as encoder
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from vmm_client.cli.output import Row, show
+from vmm_client.connection import connect
+from vmm_client.doctor.host import Host, look
+from vmm_client.doctor.report import EngineReport, conclusions, report_on
+from vmm_client.errors import VmsessionError
+
+COLUMNS = ("where", "what", "works", "detail")
+
+
+def doctor(
+    *,
+    json: Annotated[bool, Parameter(negative="")] = False,
+    socket: str | None = None,
+) -> int:
+    """Find out which guest modes each engine runs on this host, how fast, and whether stock
+    kernels boot.
+
+    Exit status: 0 when some engine boots stock kernels, 1 when none does, or there is no core.
+
+    Parameters
+    ----------
+    json
+        Print one JSON object instead.
+    socket
+        Core's socket; by default the one of $VMSESSION_SOCKET, yours, or the system's.
+    """
+    host, engines, problem = look(), [], ""
+    try:
+        with connect(socket) as core:
+            engines = list(report_on(core))
+    except VmsessionError as error:
+        problem = f"{error}; {error.hint}" if error.hint else str(error)
+    verdict = conclusions(host, engines)
+    if json:
+        print(encoder.dumps(_object(host, engines, problem, verdict), indent=2))
+    else:
+        show(_rows(host, engines, problem), COLUMNS, as_json=False)
+        print(*verdict, sep="\n")
+    return 0 if any(engine.runs_stock_kernels for engine in engines) else 1
+
+
+def _rows(host: Host, engines: list[EngineReport], problem: str) -> Iterator[Row]:
+    about = f"{host.problem}: {host.advice}" if host.problem else host.advice
+    yield _row("host", "/dev/kvm", not host.problem, about)
+    yield _row("host", "KVM module", bool(host.module), host.module)
+    yield _row("core", "connection", not problem, problem)
+    for engine in engines:
+        yield _row(engine.name, "engine", not engine.problem, engine.problem)
+        for finding in engine.findings:
+            yield _row(engine.name, finding.probe, finding.passed, finding.why)
+        for mode, speed in engine.speeds.items():
+            yield _row(engine.name, f"speed, {mode}", True, f"{speed / 1e6:.1f} MIPS")
+
+
+def _row(where: str, what: str, works: bool, detail: str) -> Row:
+    return {"where": where, "what": what, "works": works, "detail": detail}
+
+
+def _object(
+    host: Host, engines: list[EngineReport], problem: str, verdict: list[str]
+) -> dict[str, object]:
+    return {
+        "host": asdict(host),
+        "core": {"problem": problem},
+        "engines": [
+            {**asdict(engine), "runs_stock_kernels": engine.runs_stock_kernels}
+            for engine in engines
+        ],
+        "verdict": verdict,
+    }
