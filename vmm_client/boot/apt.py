@@ -103,9 +103,7 @@ class Apt:
         satisfies `wanted` to `target`."""
         command = ["dpkg-deb", "--fsys-tarfile", str(archive)]
         try:
-            process = subprocess.Popen(  # noqa: S603 - a fixed program, no shell
-                command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-            )
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         except FileNotFoundError:
             raise _missing(command[0]) from None
         with process:
@@ -121,7 +119,7 @@ class Apt:
         """Runs one of apt's programs; none outlives the call."""
         program, *arguments = command
         try:
-            return subprocess.run(  # noqa: S603 - fixed programs, no shell
+            return subprocess.run(
                 [program, "-c", str(self._configuration), *arguments],
                 cwd=self._root / "archives",
                 env={**os.environ, "LC_ALL": "C.UTF-8"},
