@@ -15,7 +15,7 @@ import socket
 from collections import Counter
 from itertools import count
 from pathlib import Path
-from typing import cast
+from typing import Final, cast
 
 import structlog
 
@@ -23,6 +23,8 @@ from core_service.clients import Clients
 from core_service.identity import Identity, peer_identity, peer_pidfd
 
 log = structlog.get_logger()
+
+BACKLOG: Final = 4096  # the system's net.core.somaxconn bounds it further
 
 
 class FrontDoor:
@@ -41,7 +43,9 @@ class FrontDoor:
     async def open(self, listening: socket.socket) -> None:
         """Begin to accept on a bound socket, which this takes over."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(lambda: _Outside(self), sock=listening)
+        self._server = await loop.create_unix_server(
+            lambda: _Outside(self), sock=listening, backlog=BACKLOG
+        )
 
     async def close(self) -> None:
         """Stop accepting and drop all connections."""
@@ -118,16 +122,21 @@ class _End(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        if self.other and self.other.transport:
-            self.other.transport.write(data)
+        if transport := self._other_transport():
+            transport.write(data)
 
     def pause_writing(self) -> None:
-        if self.other and self.other.transport:
-            self.other.transport.pause_reading()
+        if transport := self._other_transport():
+            transport.pause_reading()
 
     def resume_writing(self) -> None:
-        if self.other and self.other.transport and not self.other.transport.is_closing():
-            self.other.transport.resume_reading()
+        if transport := self._other_transport():
+            transport.resume_reading()
+
+    def _other_transport(self) -> asyncio.Transport | None:
+        """The other end's, unless it is not there yet or not any more."""
+        transport = self.other.transport if self.other else None
+        return None if transport is None or transport.is_closing() else transport
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         if self.other:

@@ -30,7 +30,7 @@ from vmsession.v1 import (
 from core_service.census import Census, take_census
 from core_service.core import Core
 from core_service.fd_channel import FdChannels
-from core_service.front_door import FrontDoor
+from core_service.front_door import BACKLOG, FrontDoor
 from core_service.rpc.audit_servicer import AuditServicer
 from core_service.rpc.core_servicer import CoreServicer
 from core_service.rpc.dataspace_servicer import DataspaceServicer
@@ -154,7 +154,7 @@ def listen(path: Path, kind: socket.SocketKind, mode: int) -> socket.socket:
             listening.bind(os.fspath(path))
         finally:
             os.umask(old)
-        listening.listen(128)
+        listening.listen(BACKLOG)
     except BaseException:
         listening.close()
         raise

@@ -20,8 +20,8 @@ def core() -> Iterator[RunningCore]:
         yield running
         if running.process.poll() is None:
             running.stop()
-            assert "defect" not in running.log(), running.log()
-            assert "reclaiming failed" not in running.log(), running.log()
+            for trouble in ("defect", "reclaiming failed", "Fatal error", "Traceback"):
+                assert trouble not in running.log(), running.log()
     finally:
         running.close()
 
