@@ -9,6 +9,8 @@
 #define PAGE_MASK 0xfffull
 #define INSTRUCTION_LIMIT 15u /* bytes of the longest instruction */
 #define HLT_LENGTH 1u
+#define EFER_LMA 0x400u
+#define ATTRIBUTE_LONG 0x200u /* L, in the page's form of a segment's attributes */
 
 /* `detail` of EXIT_INTERNAL_ERROR: KVM's suberror below this, else what it failed with. */
 #define DETAIL_EXIT_REASON 0x10000u /* plus a KVM_EXIT_* that this engine does not know */
@@ -117,17 +119,28 @@ static bool unmapped(struct vcpu *vcpu, uint64_t linear, uint64_t *gpa)
 	return !memory_find(vcpu->vm, *gpa);
 }
 
-/* KVM reports an instruction fetch from nowhere as an emulation failure. True when it is one: the
- * instruction, or its end in the next page. */
-static bool fetch_fault(struct vcpu *vcpu, uint64_t *gpa)
+/* The linear address of the next instruction; false when KVM does not tell. */
+static bool instruction_address(struct vcpu *vcpu, uint64_t *linear)
 {
 	static const uint64_t wanted[2] = {1ull << REG_RIP | 1ull << REG_EFER, 1ull << SEG_CS};
 	struct vcpu_engine_half state;
 	kvm_read_state(vcpu, wanted, &state);
-	bool long_mode = state.segment[SEG_CS].attributes & 1u << 9;
-	uint64_t linear = state.scalar[REG_RIP];
-	if (!long_mode)
-		linear = (uint32_t)(linear + state.segment[SEG_CS].base);
+	if (state.valid[0] != wanted[0] || state.valid[1] != wanted[1])
+		return false;
+	bool long_code = state.scalar[REG_EFER] & EFER_LMA && state.segment[SEG_CS].attributes & ATTRIBUTE_LONG;
+	*linear = state.scalar[REG_RIP];
+	if (!long_code)
+		*linear = (uint32_t)(*linear + state.segment[SEG_CS].base);
+	return true;
+}
+
+/* KVM reports an instruction fetch from nowhere as an emulation failure. True when it is one: the
+ * instruction, or its end in the next page. */
+static bool fetch_fault(struct vcpu *vcpu, uint64_t *gpa)
+{
+	uint64_t linear;
+	if (!instruction_address(vcpu, &linear))
+		return false;
 	if (unmapped(vcpu, linear, gpa))
 		return true;
 	uint64_t last = linear + INSTRUCTION_LIMIT - 1;
