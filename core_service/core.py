@@ -47,7 +47,6 @@ class Core:
         self.sessions: dict[str, Session] = {}
         self.stopping = False
         self.on_client_end: Callable[[Client], None] = lambda client: None
-        self.on_session_death: Callable[[Client, str, str], None] = lambda client, name, why: None
         self._reclaiming: set[asyncio.Task[None]] = set()
 
     # -- sessions
@@ -108,7 +107,6 @@ class Core:
         """An engine died of itself: its session goes, everything else stays."""
         log.warning("engine ended", session=session.name, why=why)
         session.client.session_died(session.name, why)
-        self.on_session_death(session.client, session.name, why)
         self._in_background(self.close_session(session, f"engine ended: {why}"))
 
     # -- fds

@@ -72,11 +72,6 @@ class FdChannels:
         for channel in [channel for channel in self._open if channel.client is client]:
             channel.close()
 
-    def notify(self, client: Client, message: str) -> None:
-        """Tell a client something unasked, on all its channels."""
-        for channel in [channel for channel in self._open if channel.client is client]:
-            channel.send(message)
-
     def _accept(self) -> None:
         assert self._listening
         try:

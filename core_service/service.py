@@ -38,7 +38,6 @@ from core_service.rpc.interceptor import Errors
 from core_service.rpc.vm_session_servicer import VmSessionServicer
 
 if TYPE_CHECKING:
-    from core_service.client import Client
     from core_service.settings import Settings
 
 log = structlog.get_logger()
@@ -79,7 +78,6 @@ class Service:
         self._server = await self._serve_inner(grpc_socket)
         self._channels = FdChannels(self.core.clients, self.core.tickets, self.core.hand_out)
         self.core.on_client_end = self._channels.close_of
-        self.core.on_session_death = self._notify_death
         self._channels.open(fds)
         self._door = FrontDoor(self.core.clients, grpc_socket, self._settings.connections_per_user)
         await self._door.open(public)
@@ -134,10 +132,6 @@ class Service:
         """fds held for clients: memory, engines. Those of their leases are not counted."""
         leases = self.core.clients.watched + len(self._channels or ())
         return take_census().total - self._idle.total - leases
-
-    def _notify_death(self, client: Client, session: str, why: str) -> None:
-        if self._channels:
-            self._channels.notify(client, f"ended {session} {why}")
 
 
 def listen(path: Path, kind: socket.SocketKind, mode: int) -> socket.socket:

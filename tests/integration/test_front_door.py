@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import socket
 
+from vmsession.v1 import core_pb2, dataspace_pb2
+
 from tests.integration.running_core import RunningCore, Stubs
 from tests.integration.waiting import eventually
-from vmsession.v1 import core_pb2, dataspace_pb2
 
 
 def raw_connection(core: RunningCore) -> socket.socket:

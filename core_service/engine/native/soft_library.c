@@ -55,6 +55,7 @@ static bool segment_build_id(int fd, const Elf64_Phdr *segment, char text[2 * BU
 	return id;
 }
 
+/* The path comes last in what is said: it is what may be cut off. */
 static enum channel_status check_build_id(int fd, const char *path, struct failure *failure)
 {
 	Elf64_Ehdr header;
@@ -64,25 +65,24 @@ static enum channel_status check_build_id(int fd, const char *path, struct failu
 	if (!read_exactly(fd, &header, sizeof(header), 0) || memcmp(header.e_ident, ELFMAG, SELFMAG) ||
 	    header.e_ident[EI_CLASS] != ELFCLASS64 || header.e_machine != EM_X86_64 ||
 	    header.e_phentsize != sizeof(segments[0]) || header.e_phnum > SEGMENTS)
-		return failed(failure, CHANNEL_UNSUPPORTED, "%.64s: no x86-64 ELF file; install %s", path,
-			      SOFT_LIBRARY_PACKAGE);
+		return failed(failure, CHANNEL_UNSUPPORTED, "no x86-64 ELF file; install %s: %s",
+			      SOFT_LIBRARY_PACKAGE, path);
 	if (!read_exactly(fd, segments, header.e_phnum * sizeof(segments[0]), header.e_phoff))
-		return failed(failure, CHANNEL_UNSUPPORTED, "%.64s: truncated; install %s", path,
-			      SOFT_LIBRARY_PACKAGE);
+		return failed(failure, CHANNEL_UNSUPPORTED, "truncated; install %s: %s", SOFT_LIBRARY_PACKAGE, path);
 	for (unsigned i = 0; i < header.e_phnum; i++)
 		if (segment_build_id(fd, &segments[i], found))
 			break;
 	if (strcmp(found, SOFT_LIBRARY_BUILD_ID))
-		return failed(failure, CHANNEL_UNSUPPORTED, "%.64s: build-id %s, wanted %s; install %s", path, found,
-			      SOFT_LIBRARY_BUILD_ID, SOFT_LIBRARY_PACKAGE);
+		return failed(failure, CHANNEL_UNSUPPORTED, "build-id %s, wanted %s; install %s: %s", found,
+			      SOFT_LIBRARY_BUILD_ID, SOFT_LIBRARY_PACKAGE, path);
 	/* The loader would meet SIGBUS in a file that lost its end. */
 	struct stat file;
 	if (fstat(fd, &file) < 0)
-		return failed_call(failure, "%.64s: fstat", path);
+		return failed_call(failure, "%.128s: fstat", path);
 	for (unsigned i = 0; i < header.e_phnum; i++)
 		if (segments[i].p_offset + segments[i].p_filesz > (uint64_t)file.st_size)
-			return failed(failure, CHANNEL_UNSUPPORTED, "%.64s: truncated at %lld bytes; install %s", path,
-				      (long long)file.st_size, SOFT_LIBRARY_PACKAGE);
+			return failed(failure, CHANNEL_UNSUPPORTED, "truncated at %lld bytes; install %s: %s",
+				      (long long)file.st_size, SOFT_LIBRARY_PACKAGE, path);
 	return CHANNEL_OK;
 }
 
