@@ -8,7 +8,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from vmsession.v1.audit_pb2 import DataspaceRecord, ListRecordsRequest
+from vmsession.v1.audit_pb2 import (
+    DataspaceRecord,
+    GetTotalsRequest,
+    GetTotalsResponse,
+    ListRecordsRequest,
+)
 from vmsession.v1.audit_pb2_grpc import AuditServiceStub
 from vmsession.v1.core_pb2 import (
     Engine,
@@ -110,6 +115,10 @@ class Connection:
             if not page.next_page_token:
                 return
             request.page_token = page.next_page_token
+
+    def totals(self) -> GetTotalsResponse:
+        """What lives, what ever lived, and for core's own user what core holds; see audit.proto."""
+        return self.rpc.call(self._audit.GetTotals, GetTotalsRequest())
 
     def forget(self, resource: Session | Ram) -> None:
         """A session or memory is closed: no need to close it with the connection."""

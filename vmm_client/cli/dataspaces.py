@@ -10,7 +10,10 @@ from vmsession.v1.audit_pb2 import DataspaceKind, DataspaceRecord, DataspaceStat
 from vmm_client.cli.output import Row, show, size
 from vmm_client.connection import connect
 
-COLUMNS = ("dataspace", "kind", "state", "size", "uid", "pid", "seconds", "mapped", "cause")
+COLUMNS = (
+    *("dataspace", "kind", "state", "size", "uid", "pid"),
+    *("seconds", "mappings", "mapped", "cause"),
+)
 
 
 def dataspaces(

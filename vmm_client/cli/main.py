@@ -22,6 +22,7 @@ BROKEN_PIPE: Final = 141  # as a shell tells of SIGPIPE
 
 # name: (function, help); the module is imported when the command is used.
 COMMANDS: Final = {
+    "boot": ("vmm_client.cli.boot:boot", "Boot Linux, with its console on this terminal."),
     "run": ("vmm_client.cli.run:run", "Run a flat binary as a guest."),
     "ls": ("vmm_client.cli.ls:ls", "List the sessions that core lets you see."),
     "dataspaces": (

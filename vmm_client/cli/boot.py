@@ -1,0 +1,73 @@
+"""`vmm boot`: a stock Linux on a PC board, its serial console on the terminal."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Final
+
+from vmm_client import console
+from vmm_client.boards.pc import Ending
+from vmm_client.boot.images import default_cache, obtain
+from vmm_client.boot.initramfs import SHELL, build
+from vmm_client.cli.sizes import Size
+from vmm_client.connection import connect
+from vmm_client.doctor.select import Need, select_engine
+from vmm_client.linux import LinuxImage, LinuxMachine
+
+STATUS: Final = {Ending.POWER_OFF: 0, Ending.HALTED: 0, Ending.RESET: 3, Ending.LEFT: 130}
+
+
+def boot(  # noqa: PLR0913 - the options of the command
+    kernel: Path | None = None,
+    *,
+    initrd: Path | None = None,
+    append: str = "",
+    engine: str = "auto",
+    memory: Size = 256 << 20,
+    socket: str | None = None,
+) -> int:
+    """Boot Linux, with its console on this terminal. Ctrl-A x leaves.
+
+    Exit status: 0 when the guest powered off or halted, 3 when it reset itself, 130 when you left.
+    1 and 2 as everywhere.
+
+    Parameters
+    ----------
+    kernel
+        A bzImage. By default Debian's cloud kernel, fetched once by apt.
+    initrd
+        Its initial file system. With the default kernel, by default a busybox shell.
+    append
+        Added to the kernel's command line.
+    engine
+        The engine to run it on; `auto` takes the first that can run a stock kernel here.
+    memory
+        The guest's memory, as in `256M` or `2G`.
+    socket
+        Core's socket; by default the one of $VMSESSION_SOCKET, yours, or the system's.
+    """
+    image = _image(kernel, initrd, append)
+    with connect(socket) as core:
+        if engine == "auto":
+            engine = select_engine(core, Need.STOCK_KERNEL)
+        _say(f"booting on engine {engine}; {console.HELP}")
+        with (
+            LinuxMachine(core, engine, image, memory, console.write) as machine,
+            console.attached(machine.receive, machine.leave),
+        ):
+            ending = machine.run()
+    _say(f"the machine ended: {ending.value}")
+    return STATUS[ending]
+
+
+def _image(kernel: Path | None, initrd: Path | None, append: str) -> LinuxImage:
+    if kernel is not None:
+        return LinuxImage(kernel.read_bytes(), initrd.read_bytes() if initrd else b"", append)
+    images = obtain(default_cache(), _say)
+    archive = initrd.read_bytes() if initrd else build(images.busybox.read_bytes(), SHELL)
+    return LinuxImage(images.kernel.read_bytes(), archive, append)
+
+
+def _say(text: str) -> None:
+    print(f"vmm: {text}", file=sys.stderr)
