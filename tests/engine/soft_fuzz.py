@@ -2,10 +2,10 @@
 
     python -m tests.engine.soft_fuzz --runs 10000 --seed 1
 
-A run is a page of random bytes, weighted towards prefixes and escapes, from a sane state of real, protected or
-long mode with handlers for all exceptions. It ends with an exit that does not resume, after `EXITS` others, or
-when it is paused because it would not end. The exit status is 1 when an engine died, and the run that killed it
-is repeated with `--seed SEED --runs 1`.
+A run is 256 random bytes, weighted towards prefixes and escapes, from a sane state of real,
+protected or long mode with handlers for all exceptions. It ends with an exit that does not resume,
+after `EXITS` others, or when it is paused because it would not end. The exit status is 1 when an
+engine died; the run that killed it is repeated with `--seed SEED --runs 1`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from core_service.engine.native import build
 from core_service.engine.protocol import Transport
 from dataspace.registers import Segment
 from dataspace.vcpu_page import ExitFlag, Reason, ReplyFlag
-
 from tests.engine.harness import DATA_SEGMENTS, Engine, EngineGoneError, Vcpu, environment, memory
 
 EXITS: Final = 30
@@ -144,9 +143,7 @@ class Subject:
         tables = {"gdtr": Segment(0, 0, 31, GDT)}
         if mode.cr0 & 1:
             tables["idtr"] = Segment(0, 0, 4095, IDT)
-        general = {
-            name: chance.choice((*VALUES, chance.getrandbits(64))) for name in _GENERAL
-        }
+        general = {name: chance.choice((*VALUES, chance.getrandbits(64))) for name in _GENERAL}
         registers: dict[str, int | Segment] = {
             **self.initial,
             **general,
