@@ -211,11 +211,18 @@ class Engine:
         return [(task / "comm").read_text().strip() for task in tasks]
 
     def fds(self) -> int:
-        """How many descriptors the process has open."""
-        return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
+        """How many descriptors of the harness's memory objects it holds."""
+        return sum(self._is_ours(fd) for fd in Path(f"/proc/{self.pid}/fd").iterdir())
+
+    @staticmethod
+    def _is_ours(fd: Path) -> bool:
+        try:
+            return str(fd.readlink()).startswith("/memfd:guest")
+        except FileNotFoundError:  # closed meanwhile
+            return False
 
     def mappings(self) -> int:
-        """How many memory objects of the harness the process maps."""
+        """How many mappings of the harness's memory objects it has."""
         return Path(f"/proc/{self.pid}/maps").read_text().count("/memfd:guest")
 
 
