@@ -20,7 +20,16 @@ from dataspace.vcpu_page import (
     Reason,
     ReplyFlag,
 )
-from tests.engine.harness import ORIGIN, RAM, Engine, EngineGoneError, Vcpu, guest
+from tests.engine.harness import (
+    DATA_SEGMENTS,
+    ORIGIN,
+    RAM,
+    Engine,
+    EngineGoneError,
+    Vcpu,
+    guest,
+    memory,
+)
 from tests.guests.assemble import assemble
 
 pytestmark = pytest.mark.parametrize("variant", ["soft"], indirect=True)
@@ -151,6 +160,23 @@ def test_device_access_of_a_vector(engine: Engine) -> None:
         for half in halves:
             assert vcpu.expect(Reason.MMIO).data == half
         vcpu.expect(Reason.HLT)
+
+
+def test_user_writes_to_rom_without_paging(engine: Engine) -> None:
+    """Bochs' TLB would let it through once the page was read."""
+    source = f"mov eax, [{HOLE}]; mov [{HOLE}], eax; mov ebx, [{HOLE}]; out 0x80, eax; hlt"
+    rom = memory(PAGE, b"\x11\x22\x33\x44")
+    try:
+        engine.map(HOLE, rom, PAGE, writable=False)
+    finally:
+        os.close(rom)
+    with guest(engine, Transport.PAGE, source) as vcpu:
+        user = dict.fromkeys(DATA_SEGMENTS, Segment(0x23, 0xCF3, 0xFFFFFFFF, 0))
+        vcpu.charge(cs=Segment(0x1B, 0xCFB, 0xFFFFFFFF, 0), rflags=0x3002, **user)
+        exit_ = vcpu.expect(Reason.MMIO)
+        assert (exit_.address, exit_.value) == (HOLE, 0x44332211)
+        assert exit_.flags & ExitFlag.WRITE_PROTECTED
+        assert vcpu.expect(Reason.PORT).value == 0x44332211
 
 
 def test_fetch_of_an_instruction_whose_second_page_is_missing(engine: Engine) -> None:

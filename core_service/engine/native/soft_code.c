@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "soft.h"
+#include "soft_state_check.h"
 
 #define PAGE_SHIFT 12
 #define STAMPS (1u << 20) /* Bochs': a page's stamp is found by the low 32 bits of its address */
@@ -143,7 +144,10 @@ void *soft_host_page(void *cpu, uint64_t gpa, unsigned access)
 	gpa &= GPA_MASK;
 	if ((access & 3) == ACCESS_EXECUTE)
 		return host_page_to_execute(soft_current, gpa);
-	return host_address(soft_current, gpa, access & ACCESS_WRITE, &protected);
+	/* Without paging Bochs takes every page for one that users may write to, whatever it was looked up for.
+	 * So a read-only page is then not given for reading either. */
+	bool paging = *bochs_u32(&soft_current->bochs, BOCHS_CR0) & CR0_PG;
+	return host_address(soft_current, gpa, !paging || access & ACCESS_WRITE, &protected);
 }
 
 void soft_read_physical(void *cpu, uint64_t gpa, unsigned bytes, void *data)
