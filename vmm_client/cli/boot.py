@@ -51,11 +51,11 @@ def boot(  # noqa: PLR0913 - the options of the command
     with connect(socket) as core:
         if engine == "auto":
             engine = select_engine(core, Need.STOCK_KERNEL)
-        _say(f"booting on engine {engine}; {console.HELP}")
         with (
             LinuxMachine(core, engine, image, memory, console.write) as machine,
             console.attached(machine.receive, machine.leave),
         ):
+            _say(f"booting on engine {engine}; {console.HELP}", end="\r\n")  # the terminal is raw
             ending = machine.run()
     _say(f"the machine ended: {ending.value}")
     return STATUS[ending]
@@ -69,5 +69,5 @@ def _image(kernel: Path | None, initrd: Path | None, append: str) -> LinuxImage:
     return LinuxImage(images.kernel.read_bytes(), archive, append)
 
 
-def _say(text: str) -> None:
-    print(f"vmm: {text}", file=sys.stderr)
+def _say(text: str, end: str = "\n") -> None:
+    print(f"vmm: {text}", file=sys.stderr, end=end, flush=True)

@@ -1,0 +1,48 @@
+"""Which engines the tests ran on: an engine that works on this machine must not be passed over."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections import Counter
+
+import pytest
+
+ENGINES = ("kvm", "soft")
+ran: Counter[str] = Counter()
+
+
+def expected() -> list[str]:
+    """The engines that must work here."""
+    wheel = sys.version_info[:2] == (3, 11) and platform.machine() == "x86_64"
+    return ["kvm"] * os.access("/dev/kvm", os.R_OK | os.W_OK) + ["soft"] * wheel
+
+
+def pytest_report_header() -> str:
+    """Said first."""
+    return f"engines expected to work here: {', '.join(expected()) or 'none'}"
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Count by the engine that stands in the test's parameters."""
+    if report.when == "call" and report.passed:
+        _, _, parameters = report.nodeid.partition("[")
+        ran.update(name for name in ENGINES if name in parameters.rstrip("]").split("-"))
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Said last."""
+    told = ", ".join(f"{name} ({ran[name]} tests)" for name in ENGINES if ran[name])
+    terminalreporter.write_line(f"engines that ran: {told or 'none'}")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """A whole run fails if an engine that should have run did not."""
+    whole = not session.config.option.keyword and not session.config.option.file_or_dir
+    missing = [name for name in expected() if not ran[name]]
+    if whole and missing and exitstatus == 0:
+        print(f"\nno test ran on: {', '.join(missing)}", file=sys.stderr)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
