@@ -24,6 +24,7 @@ from tests.engine.harness import (
     DATA_SEGMENTS,
     ORIGIN,
     RAM,
+    STACK,
     Engine,
     EngineGoneError,
     Vcpu,
@@ -398,6 +399,22 @@ def test_fpu_error_without_anybody_to_tell(engine: Engine) -> None:
     source = "fninit; fldcw [0x2000]; fld1; fldz; fdivp; fwait; fld1; hlt"
     with guest(engine, Transport.PAGE, source) as vcpu:
         vcpu.charge(cr0=0x11)
+        vcpu.expect(Reason.HLT)
+
+
+def test_what_bochs_cannot_execute_is_an_internal_error(engine: Engine) -> None:
+    """It panics at an IRET from a nested task where there is no task. The vCPU is where it was, and goes
+    on from another state."""
+    panic = 1
+    with guest(engine, Transport.PAGE, "nop; iretd; hlt") as vcpu:
+        vcpu.charge(tr=Segment(0, 0, 0, 0), rflags=0x4002)
+        vcpu.want("rip", "rsp")
+        exit_ = vcpu.expect(Reason.INTERNAL_ERROR)
+        assert (exit_.detail, exit_.ip) == (panic, ORIGIN + 1)
+        assert exit_.instruction_bytes[:2] == b"\xcf\xf4"
+        assert exit_.registers() == {"rip": ORIGIN + 1, "rsp": STACK}
+        assert vcpu.expect(Reason.INTERNAL_ERROR).ip == ORIGIN + 1
+        vcpu.charge(rip=ORIGIN + 2, rflags=2)
         vcpu.expect(Reason.HLT)
 
 
