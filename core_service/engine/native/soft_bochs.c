@@ -99,6 +99,8 @@ enum channel_status bochs_load(struct bochs *bochs, int library, struct failure 
 
 void bochs_unload(struct bochs *bochs)
 {
+	if (bochs->option[OPTION_MODEL])
+		soft_options_delete(bochs);
 	if (bochs->stamps)
 		*bochs->stamps = bochs->own_stamps; /* its destructor frees them */
 	if (bochs->handle)

@@ -160,7 +160,11 @@ struct bochs_leaf {
 	X(new_enum, "sim_new_param_enum", void *, (const char *name, const char *const *choices, uint32_t index)) \
 	X(new_number, "sim_new_param_num", void *, (const char *name, uint64_t least, uint64_t most, uint64_t value)) \
 	X(new_bool, "sim_new_param_bool", void *, (const char *name, bool value)) \
-	X(new_string, "sim_new_param_string", void *, (const char *name, const char *value, uint32_t size))
+	X(new_string, "sim_new_param_string", void *, (const char *name, const char *value, uint32_t size)) \
+	X(delete_enum, "sim_delete_param_enum", void, (void *)) \
+	X(delete_number, "sim_delete_param_num", void, (void *)) \
+	X(delete_bool, "sim_delete_param_bool", void, (void *)) \
+	X(delete_string, "sim_delete_param_string", void, (void *))
 
 /* The options that Bochs asks for by name: see soft_options.c. */
 enum bochs_option { OPTION_MODEL, OPTION_ONE, OPTION_FALSE, OPTION_TRUE, OPTION_EMPTY, OPTION_EXCLUDED, OPTIONS };
@@ -172,7 +176,7 @@ struct bochs {
 	uint8_t *system;         /* bx_pc_system */
 	uint32_t **stamps;       /* pageWriteStampTable.fineGranularityMapping */
 	uint32_t *own_stamps;    /* what was there first; the copy frees it */
-	void *option[OPTIONS];
+	void *option[OPTIONS]; /* owned */
 #define BOCHS_MEMBER(name, symbol, result, parameters) result(*name) parameters;
 	BOCHS_FUNCTIONS(BOCHS_MEMBER)
 #undef BOCHS_MEMBER
@@ -180,7 +184,8 @@ struct bochs {
 
 /* Load a private copy. `library` stays the caller's. Does not create the CPU yet. */
 enum channel_status bochs_load(struct bochs *, int library, struct failure *);
-/* Unload it and close its file. No thread may be in it. Nothing to do for one that is zero. */
+/* Unload it and close its file; no thread may be in it. What Bochs allocated for its one CPU it never frees, so
+ * some 7 KB remain until the process ends: a vCPU lives as long as its VM. */
 void bochs_unload(struct bochs *);
 
 /* Fields of the CPU. Bochs reads and writes them as these types. */

@@ -29,6 +29,16 @@ void soft_options_create(struct bochs *bochs)
 	bochs->option[OPTION_EXCLUDED] = bochs->new_string("exclude_features", EXCLUDED, sizeof(EXCLUDED));
 }
 
+void soft_options_delete(struct bochs *bochs)
+{
+	bochs->delete_enum(bochs->option[OPTION_MODEL]);
+	bochs->delete_number(bochs->option[OPTION_ONE]);
+	bochs->delete_bool(bochs->option[OPTION_FALSE]);
+	bochs->delete_bool(bochs->option[OPTION_TRUE]);
+	bochs->delete_string(bochs->option[OPTION_EMPTY]);
+	bochs->delete_string(bochs->option[OPTION_EXCLUDED]);
+}
+
 void *sim_get_param_enum(const char *name);
 void *sim_get_param_enum(const char *name)
 {

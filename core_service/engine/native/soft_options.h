@@ -7,7 +7,8 @@
 
 #include "soft_bochs.h"
 
-/* Create the option objects of a copy; they live as long as it. */
+/* The option objects of a copy: created before its CPU, deleted before it is unloaded. */
 void soft_options_create(struct bochs *);
+void soft_options_delete(struct bochs *);
 
 #endif
