@@ -11,6 +11,18 @@
 #include "kvm.h"
 #include "signals.h"
 
+#define APIC_BASE_ENABLE 0x800ull /* IA32_APIC_BASE: SDM vol. 3, 11.4.4 */
+
+/* There is no local APIC: KVM shows the guest one in CPUID for as long as its base register is enabled. */
+static int disable_apic(const struct kvm_vcpu *own)
+{
+	struct kvm_sregs sregs;
+	if (ioctl(own->fd, KVM_GET_SREGS, &sregs) < 0)
+		return -1;
+	sregs.apic_base &= ~APIC_BASE_ENABLE;
+	return ioctl(own->fd, KVM_SET_SREGS, &sregs);
+}
+
 static enum channel_status open_vcpu(struct vcpu *vcpu, struct failure *failure)
 {
 	const struct kvm_vm *vm = kvm_vm(vcpu->vm);
@@ -24,6 +36,8 @@ static enum channel_status open_vcpu(struct vcpu *vcpu, struct failure *failure)
 	own->run = run;
 	if (kvm_cpuid_set(vm->cpuid, own->fd, vcpu->index) < 0)
 		return failed_call(failure, "vCPU %u: KVM_SET_CPUID2", vcpu->index);
+	if (disable_apic(own) < 0)
+		return failed_call(failure, "vCPU %u: KVM_SET_SREGS", vcpu->index);
 	vcpu->half->fpu_size = kvm_cpuid_xsave_bytes(vm->cpuid);
 	return CHANNEL_OK;
 }

@@ -1,0 +1,57 @@
+"""What the guest may believe of its CPU: nothing that no model serves, and the clock's rate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from core_service.engine.protocol import Transport
+from dataspace.vcpu_page import Reason
+from tests.engine.harness import Engine, Vcpu, guest
+
+SOURCE = "1: cpuid; hlt; jmp 1b"
+
+
+def leaf(vcpu: Vcpu, number: int, index: int = 0) -> tuple[int, int, int, int]:
+    """eax, ebx, ecx and edx."""
+    vcpu.charge(rax=number, rcx=index, activity=0)
+    vcpu.expect(Reason.HLT)
+    values = vcpu.fetch("rax", "rbx", "rcx", "rdx")
+    eax, ebx, ecx, edx = (values[name] for name in ("rax", "rbx", "rcx", "rdx"))
+    assert isinstance(eax, int)
+    assert isinstance(ebx, int)
+    assert isinstance(ecx, int)
+    assert isinstance(edx, int)
+    return eax, ebx, ecx, edx
+
+
+def test_the_clock_rate_is_told_in_leaf_15h(spawn: Callable[[], Engine]) -> None:
+    """TSC Hz = ecx * ebx / eax: SDM vol. 2, CPUID."""
+    with spawn() as engine:
+        hello = engine.hello()
+        with guest(engine, Transport.PAGE, SOURCE) as vcpu:
+            vcpu.charge(rax=0)
+            vcpu.expect(Reason.HLT)
+            assert leaf(vcpu, 0)[0] >= 0x15
+            denominator, numerator, crystal, _ = leaf(vcpu, 0x15)
+            assert crystal * numerator // denominator == hello.tsc_khz * 1000
+
+
+def test_nothing_that_needs_a_local_apic(engine: Engine) -> None:
+    with guest(engine, Transport.PAGE, SOURCE) as vcpu:
+        vcpu.expect(Reason.HLT)
+        _, _, ecx, edx = leaf(vcpu, 1)
+        assert not ecx & (1 << 3 | 1 << 21 | 1 << 24), "MONITOR, x2APIC, TSC deadline"
+        assert not edx & 1 << 9, "APIC"
+        assert edx & 1 << 4, "TSC"
+        assert leaf(vcpu, 0xA) == (0, 0, 0, 0), "performance monitoring"
+
+
+@pytest.mark.parametrize("signature", [b"KVMKVMKVM\0\0\0", b"Microsoft Hv"])
+def test_no_paravirtual_interface_is_promised(engine: Engine, signature: bytes) -> None:
+    with guest(engine, Transport.PAGE, SOURCE) as vcpu:
+        vcpu.expect(Reason.HLT)
+        for base in (0x40000000, 0x40000100):
+            words = leaf(vcpu, base)[1:]
+            assert b"".join(word.to_bytes(4, "little") for word in words) != signature
