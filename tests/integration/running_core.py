@@ -21,19 +21,21 @@ from vmsession.v1 import (
 )
 
 OTHER_USER: Final = 64001
+ROOT: Final = Path(__file__).parents[2]
+VMCORE: Final = str(Path(sys.executable).parent / "vmcore")
 
 
 class RunningCore:
     """Owns a `vmcore serve` process and its directory."""
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, command: tuple[str, ...] = (VMCORE,)) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="vmsession-test-"))
-        self.directory.chmod(0o755)
+        self.directory.chmod(0o777 if command != (VMCORE,) else 0o755)
         self.socket = self.directory / "core.sock"
         self._log = (self.directory / "log").open("w+")
         self.process = subprocess.Popen(
             [
-                Path(sys.executable).parent / "vmcore",
+                *command,
                 "serve",
                 "--directory",
                 self.directory,
@@ -41,6 +43,7 @@ class RunningCore:
                 "666",
                 *options,
             ],
+            cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
