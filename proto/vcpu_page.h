@@ -49,7 +49,8 @@
 #define VCPU_WRITTEN_RANGES 8u
 #define VCPU_WRITTEN_ALL 0xffffffffu
 
-/* Scalar registers: index into `scalar`, bit in valid[0] / charged[0] / wanted[0]. */
+/* Scalar registers: index into `scalar`, bit in valid[0] / charged[0] / wanted[0]. With _GNU_SOURCE, glibc's
+ * <signal.h> declares some of these names as others: include it in another file. */
 enum vcpu_scalar {
 	REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
 	REG_R8, REG_R9, REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15,
