@@ -101,6 +101,11 @@ def test_cpuid_tells_the_tsc_frequency(engine: Engine) -> None:
     assert cpuid(engine, 0x15) == [1, 1, NANOSECONDS_KHZ * 1000, 0]
 
 
+@pytest.mark.parametrize("leaf", [0x17, 0x40000001, 0x80000009, 0xFFFFFFFF])
+def test_cpuid_beyond_its_end_is_the_last_basic_leaf(engine: Engine, leaf: int) -> None:
+    assert cpuid(engine, leaf) == [1000, 1000, 100, 0]
+
+
 def test_cpuid_names_us(engine: Engine) -> None:
     eax, *name = cpuid(engine, 0x40000000)
     assert eax == 0x40000000

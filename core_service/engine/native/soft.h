@@ -8,6 +8,7 @@
  *	soft_turn.c         which vCPU executes                 soft_execution.c in and out of guest code
  *	soft_state.c        registers                           soft_fpu.c       FPU state
  *	soft_state_check.c  states that no CPU can be in
+ *	soft_event.c        injected events                     soft_breakdown.c what Bochs cannot execute
  *	soft_exits.c        I/O, MMIO and MSR exits             soft_code.c      memory and decoded code
  *	soft_cpuid.c        CPUID and TSC                       soft_options.c   the CPU model
  *	soft_quiet.c        what Bochs calls and nobody needs   soft_crash.c     the end, should Bochs crash
@@ -88,8 +89,12 @@ void soft_give_turn(struct soft_vcpu *);
 void soft_leave_at_boundary(struct soft_vcpu *);
 /* From within an instruction: undo it as far as a fault would, and stop. */
 _Noreturn void soft_abandon_instruction(struct soft_vcpu *, enum soft_stop);
+
+/* soft_event.c */
 uint32_t soft_event_flags(struct vcpu *);
 bool soft_inject(struct vcpu *, uint32_t injection, uint32_t error);
+/* Inside cpu_loop, at a boundary. May not return: a fault in it starts cpu_loop over. */
+void soft_deliver(struct soft_vcpu *);
 
 /* soft_code.c */
 enum channel_status soft_map(struct vm *, struct region *, struct failure *);

@@ -15,9 +15,21 @@
 #define FEATURE_HYPERVISOR (1u << 31) /* leaf 1, ecx */
 #define TOPOLOGY_COUNTS 0xfc000000u   /* leaf 4, eax: cores of the package, as APIC ids would number them */
 
+#define LAST_BASIC 0x16u
+#define VENDOR 0x40000000u
+#define EXTENDED 0x80000000u
+#define LAST_EXTENDED 0x80000008u
+
+/* Beyond what there is, the last basic leaf answers: SDM vol. 2, CPUID. */
+static uint32_t answering(uint32_t number)
+{
+	bool known = number <= LAST_BASIC || number == VENDOR || (number >= EXTENDED && number <= LAST_EXTENDED);
+	return known ? number : LAST_BASIC;
+}
+
 static struct bochs_leaf vendor_leaf(void)
 {
-	struct bochs_leaf leaf = {.eax = 0x40000000};
+	struct bochs_leaf leaf = {.eax = VENDOR};
 	memcpy(&leaf.ebx, "vmsession\0\0\0", 12);
 	return leaf;
 }
@@ -45,7 +57,7 @@ static void hide(uint32_t number, struct bochs_leaf *leaf, uint32_t index)
 	case 0x16: /* base, highest and bus MHz */
 		*leaf = (struct bochs_leaf){.eax = SOFT_TSC_KHZ / 1000, .ebx = SOFT_TSC_KHZ / 1000, .ecx = 100};
 		break;
-	case 0x40000000:
+	case VENDOR:
 		*leaf = vendor_leaf();
 		break;
 	}
@@ -56,6 +68,7 @@ void soft_cpuid(const void *model, uint32_t number, uint32_t subleaf, struct boc
 void soft_cpuid(const void *model, uint32_t number, uint32_t subleaf, struct bochs_leaf *leaf)
 {
 	struct soft_vcpu *soft = soft_current;
+	number = answering(number);
 	soft->bochs.cpuid(model, number, subleaf, leaf);
 	hide(number, leaf, soft->vcpu->index);
 }

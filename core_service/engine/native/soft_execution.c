@@ -3,13 +3,11 @@
  * In and out of guest code. Bochs calls handleAsyncEvent between two instructions whenever `async_event` is
  * set; that call is interposed, and is the one place where a vCPU leaves, yields, or takes an injected event.
  */
-#include <stdarg.h>
 #include <stdlib.h>
 
 #include "soft.h"
 
 #define TURN_TICKS 5u /* the longest turn while others wait, in ticks: about 1 ms */
-#define FLAG_INTERRUPT (1u << 9)
 #define ASYNC_LOOK 1u /* any bit but Bochs' own, 31 */
 
 _Thread_local struct soft_vcpu *soft_current;
@@ -63,67 +61,6 @@ static bool turn_is_over(const struct soft_vcpu *soft)
 	return (soft->yield || soft->ticks >= TURN_TICKS) && soft_turn_wanted(&soft->vm->turn);
 }
 
-/* ---- events */
-
-uint32_t soft_event_flags(struct vcpu *vcpu)
-{
-	const struct soft_vcpu *soft = vcpu->backend;
-	const struct bochs *bochs = &soft->bochs;
-	if (!(*bochs_u32(bochs, BOCHS_EFLAGS) & FLAG_INTERRUPT))
-		return 0;
-	bool shadow = *bochs_u64(bochs, BOCHS_ICOUNT) <= *bochs_u64(bochs, BOCHS_INHIBIT_ICOUNT) &&
-		      *bochs_u32(bochs, BOCHS_INHIBIT_MASK) & BOCHS_INHIBIT_INTERRUPTS;
-	bool trap = *bochs_u32(bochs, BOCHS_DEBUG_TRAP) & BOCHS_DEBUG_TRAPS;
-	bool nmi = *bochs_u32(bochs, BOCHS_PENDING) & ~*bochs_u32(bochs, BOCHS_MASKED) & BOCHS_EVENT_NMI;
-	return shadow || trap || nmi || soft->injection ? EXIT_IF : EXIT_IF | EXIT_INTERRUPTIBLE;
-}
-
-bool soft_inject(struct vcpu *vcpu, uint32_t injection, uint32_t error)
-{
-	struct soft_vcpu *soft = vcpu->backend;
-	if ((injection >> INJECT_TYPE_SHIFT & 7) == INJECT_NMI) {
-		*bochs_u32(&soft->bochs, BOCHS_PENDING) |= BOCHS_EVENT_NMI;
-		return true;
-	}
-	if (soft->injection)
-		return false;
-	soft->injection = injection;
-	soft->injection_error = error;
-	return true;
-}
-
-/* For the double fault that an exception during the delivery may make: SDM vol. 3, table 6-4. */
-static uint32_t exception_class(uint8_t vector)
-{
-	switch (vector) {
-	case 0: case 10: case 11: case 12: case 13:
-		return BOCHS_ET_CONTRIBUTORY;
-	case 14:
-		return BOCHS_ET_PAGE_FAULT;
-	case 8:
-		return BOCHS_ET_DOUBLE_FAULT;
-	default:
-		return BOCHS_ET_BENIGN;
-	}
-}
-
-/* As Bochs' own VMX injects events (VMenterInjectEvents). May not return: a fault in it starts cpu_loop over. */
-static void deliver_injection(struct soft_vcpu *soft)
-{
-	const struct bochs *bochs = &soft->bochs;
-	uint32_t injection = soft->injection;
-	uint8_t vector = injection & 0xff;
-	unsigned type = injection >> INJECT_TYPE_SHIFT & 7;
-
-	soft->injection = 0;
-	*bochs_u8(bochs, BOCHS_EXT) = 1;
-	if (type == INJECT_EXCEPTION)
-		*bochs_u32(bochs, BOCHS_LAST_EXCEPTION) = exception_class(vector);
-	bochs->interrupt(vector, type, injection & INJECT_ERROR_CODE, (uint16_t)soft->injection_error);
-	*bochs_u32(bochs, BOCHS_LAST_EXCEPTION) = BOCHS_ET_BENIGN;
-	*bochs_u64(bochs, BOCHS_PREV_RIP) = *bochs_u64(bochs, BOCHS_RIP);
-}
-
 /* ---- the boundary */
 
 /* The guest halted or shut down; common code keeps it so, and Bochs goes on when it wakes. */
@@ -154,7 +91,7 @@ bool soft_handle_async_event(void)
 	if (!soft->has_turn || must_leave(soft))
 		return true;
 	if (soft->injection)
-		deliver_injection(soft);
+		soft_deliver(soft);
 	return soft->bochs.handle_async_event();
 }
 
@@ -261,43 +198,4 @@ int soft_system_reset(void *system, unsigned type)
 	*bochs_u32(&soft->bochs, BOCHS_ACTIVITY) = BOCHS_SHUT_DOWN;
 	look_at_boundary(soft);
 	return 0;
-}
-
-/* Bochs meets something that it was not made for. */
-static void break_down(enum soft_breakdown breakdown)
-{
-	struct soft_vcpu *soft = soft_current;
-	if (!soft)
-		abort();
-	soft->breakdown = breakdown;
-	if (soft->executing)
-		soft_abandon_instruction(soft, STOP_BROKEN);
-}
-
-void soft_panic(void *log, const char *format, ...) __asm__("_ZN12logfunctions5panicEPKcz");
-void soft_panic(void *log, const char *format, ...)
-{
-	(void)log;
-	(void)format;
-	break_down(BREAKDOWN_PANIC);
-}
-
-void soft_fatal(void *log, const char *format, ...) __asm__("_ZN12logfunctions6fatal1EPKcz");
-void soft_fatal(void *log, const char *format, ...)
-{
-	(void)log;
-	(void)format;
-	break_down(BREAKDOWN_PANIC);
-}
-
-_Noreturn void soft_assertion_failed(const char *text, const char *file, unsigned line, const char *function)
-	__asm__("__assert_fail");
-void soft_assertion_failed(const char *text, const char *file, unsigned line, const char *function)
-{
-	(void)text;
-	(void)file;
-	(void)line;
-	(void)function;
-	break_down(BREAKDOWN_ASSERTION);
-	abort();
 }

@@ -56,7 +56,7 @@ void *sim_get_param_num(const char *name)
 void *sim_get_param_bool(const char *name);
 void *sim_get_param_bool(const char *name)
 {
-	/* A triple fault resets, and the reset is an exit (soft_events.c); else Bochs would panic. */
+	/* A triple fault resets, and the reset is an exit (soft_execution.c); else Bochs would panic. */
 	bool value = !strcmp(name, "cpu.reset_on_triple_fault");
 	return soft_current->bochs.option[value ? OPTION_TRUE : OPTION_FALSE];
 }

@@ -221,6 +221,14 @@ static bool load_pdptes(const struct bochs *bochs, const uint64_t charged[2])
 	return !wanted || !used || bochs->load_pdptes(*bochs_u64(bochs, BOCHS_CR3));
 }
 
+/* With the turn, since it also cuts the links between decoded traces, which other vCPUs do to this one as well. */
+static void conclude(struct soft_vcpu *soft)
+{
+	soft_turn_take(&soft->vm->turn, &soft->waiter, NULL);
+	soft->bochs.handle_context_change();
+	soft_turn_give(&soft->vm->turn);
+}
+
 /* ---- the backend's */
 
 void soft_read_state(struct vcpu *vcpu, const uint64_t wanted[2], struct vcpu_engine_half *out)
@@ -274,7 +282,7 @@ bool soft_write_state(struct vcpu *vcpu, const struct vcpu_vmm_half *charged, co
 	if (fpu)
 		soft_write_fpu(bochs, fpu);
 	if (charged->charged[0] & ~PLAIN_SCALARS || charged->charged[1])
-		bochs->handle_context_change();
+		conclude(soft);
 	return load_pdptes(bochs, charged->charged);
 }
 
