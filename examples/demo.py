@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Final
 
 from tiny_vmm import main as tiny_vmm
-from vmm_client.doctor.select import Need, select_engine
 from vmsession.v1.audit_pb2 import GetTotalsResponse
 
 from vmm_client.boards.pc import Ending
@@ -29,6 +28,7 @@ from vmm_client.boot.initramfs import DEMO, build
 from vmm_client.cli.dataspaces import dataspaces
 from vmm_client.connection import connect
 from vmm_client.console import write
+from vmm_client.doctor.select import Need, select_engine
 from vmm_client.linux import LinuxImage, LinuxMachine
 
 MEMORY: Final = 256 << 20
