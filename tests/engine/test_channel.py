@@ -205,6 +205,15 @@ def test_set_state_refuses_what_a_reply_may_not_charge(engine: Engine) -> None:
         assert "activity" in response.text
 
 
+def test_state_shows_the_exit_as_it_was_published(engine: Engine, transport: Transport) -> None:
+    with guest(engine, transport, "hlt") as vcpu:
+        vcpu.expect(Reason.HLT)
+        vcpu.reply.set_flags(0x80)
+        refused = vcpu.expect(Reason.INVALID_STATE)
+        state = vcpu.state("rip")
+        assert (state.reason, state.detail) == (Reason.INVALID_STATE, refused.detail)
+
+
 def test_state_before_the_first_run(engine: Engine) -> None:
     """The reset state, SDM vol. 3, 10.1.1."""
     vcpu = Vcpu(engine, Transport.STREAM)

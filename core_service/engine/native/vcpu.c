@@ -224,10 +224,10 @@ enum run_verdict vcpu_exchange(struct vcpu *vcpu)
 	for (;;) {
 		read_wanted(vcpu, vcpu->reply.reply.wanted);
 		publish(vcpu);
-		vcpu->half->exit = asked_exit;
 		if (await_run(vcpu) == RUN_ENDED)
 			return RUN_ENDED;
 
+		vcpu->half->exit = asked_exit;
 		enum vcpu_refusal refusal = reply_check(vcpu, &asked_exit);
 		if (refusal) {
 			vcpu->half->exit.reason = EXIT_INVALID_STATE;
