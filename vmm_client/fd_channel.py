@@ -10,11 +10,13 @@ import os
 import select
 import socket
 import threading
+from array import array
 
 from vmm_client.errors import BadFd, CoreUnavailable, Refused
 
 ANSWER_SECONDS = 10.0
 PACKET_BYTES = 4096
+FD_BYTES = 4
 FDS_PER_PACKET = 4  # one is right; room for more, so that none is lost unseen and left open
 
 
@@ -70,9 +72,7 @@ class FdChannel:
 
     def _exchange(self, request: str) -> list[int]:
         self._socket.send(request.encode())
-        answer, fds, flags, _ = socket.recv_fds(
-            self._socket, PACKET_BYTES, FDS_PER_PACKET, socket.MSG_CMSG_CLOEXEC
-        )
+        answer, fds, flags = self._receive()
         verdict, _, rest = answer.decode(errors="replace").partition(" ")
         if verdict == "ok" and not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             return fds
@@ -81,6 +81,17 @@ class FdChannel:
             reason, _, text = rest.partition(" ")
             raise Refused(reason, text)
         raise ConnectionResetError("core closed it" if not answer else f"answered {answer!r}")
+
+    def _receive(self) -> tuple[bytes, list[int], int]:
+        # Not socket.recv_fds: Python 3.11 has it drop the flags, so that fds would be inherited.
+        answer, ancillary, flags, _ = self._socket.recvmsg(
+            PACKET_BYTES, socket.CMSG_SPACE(FDS_PER_PACKET * FD_BYTES), socket.MSG_CMSG_CLOEXEC
+        )
+        fds = array("i")
+        for level, kind, payload in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                fds.frombytes(payload[: len(payload) - len(payload) % FD_BYTES])
+        return answer, fds.tolist(), flags
 
     def _lost(self, error: OSError) -> CoreUnavailable:
         if isinstance(error, TimeoutError):
