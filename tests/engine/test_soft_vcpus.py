@@ -71,16 +71,22 @@ def test_locked_increments_are_exact(engine: Engine) -> None:
 
 
 def test_pause_instruction_gives_up_the_turn(engine: Engine) -> None:
-    """Two that wait for each other get on: with turns of 1 ms the rounds would outlast PATIENCE."""
-    rounds = 8000
+    """Two that wait for each other spin a few times a round, once both are there, which they know by
+    their second round: a whole turn would be some 25000 times."""
+    rounds, few = 200, 50
 
     def player(mine: int, theirs: int) -> str:
         return f"""
             mov ecx, {rounds}
         wait:
+            inc esi
             pause
             cmp dword ptr [{FLAG}], {mine}
             jne wait
+            cmp ecx, {rounds - 1}
+            jb play
+            xor esi, esi
+        play:
             mov dword ptr [{FLAG}], {theirs}
             dec ecx
             jnz wait
@@ -92,6 +98,7 @@ def test_pause_instruction_gives_up_the_turn(engine: Engine) -> None:
             vcpu.start()
         for vcpu in created:
             assert vcpu.wait().reason == Reason.HLT
+            assert vcpu.scalar("rsi") < rounds * few
 
 
 def test_one_sees_code_that_another_writes(engine: Engine) -> None:

@@ -41,13 +41,18 @@ static void catch_up(struct soft_vcpu *soft)
 	}
 }
 
-void soft_take_turn(struct soft_vcpu *soft, bool kickable)
+static void begin_turn(struct soft_vcpu *soft, bool taken)
 {
-	soft->has_turn = soft_turn_take(&soft->vm->turn, &soft->waiter, kickable ? &soft->kicked : NULL);
+	soft->has_turn = taken;
 	soft->ticks = 0;
 	soft->yield = false;
-	if (soft->has_turn)
+	if (taken)
 		catch_up(soft);
+}
+
+void soft_take_turn(struct soft_vcpu *soft, bool kickable)
+{
+	begin_turn(soft, soft_turn_take(&soft->vm->turn, &soft->waiter, kickable ? &soft->kicked : NULL));
 }
 
 void soft_give_turn(struct soft_vcpu *soft)
@@ -84,10 +89,8 @@ bool soft_handle_async_event(void) __asm__("_ZN8BX_CPU_C16handleAsyncEventEv");
 bool soft_handle_async_event(void)
 {
 	struct soft_vcpu *soft = soft_current;
-	if (turn_is_over(soft)) {
-		soft_give_turn(soft);
-		soft_take_turn(soft, true);
-	}
+	if (turn_is_over(soft))
+		begin_turn(soft, soft_turn_pass(&soft->vm->turn, &soft->waiter, &soft->kicked));
 	if (!soft->has_turn || must_leave(soft))
 		return true;
 	if (soft->injection)

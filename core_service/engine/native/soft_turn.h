@@ -36,6 +36,10 @@ bool soft_turn_take(struct soft_turn *, struct soft_waiter *, const _Atomic bool
 /* Only by who has it. */
 void soft_turn_give(struct soft_turn *);
 
+/* By who has it: give it to who waits, if anybody, and wait for it again. Who gives and then takes is not in the
+ * queue yet when the other runs, which thinks itself alone, and may be the one that it is to give way to. */
+bool soft_turn_pass(struct soft_turn *, struct soft_waiter *, const _Atomic bool *called_away);
+
 /* Whether others wait, as far as who has the turn knows. */
 static inline bool soft_turn_wanted(const struct soft_turn *turn)
 {
