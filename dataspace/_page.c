@@ -119,7 +119,8 @@ static bool wait_for_exit(Waiter *self, struct vcpu_page *page, uint32_t seen, d
 	bool moved, fine = true;
 
 	PyThreadState *thread = PyEval_SaveThread();
-	moved = page_spin(&self->spinner, exit_seq, seen, NULL, 0);
+	moved = page_spin(&self->spinner, exit_seq, seen, NULL, 0) ||
+		page_part(&self->spinner, page->engine.engine_cpu, exit_seq, seen);
 	while (!moved) {
 		int64_t limit = until(deadline);
 		if (limit <= 0)

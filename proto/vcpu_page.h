@@ -163,7 +163,8 @@ struct vcpu_engine_half {
 	uint32_t engine_waiting;
 	uint32_t pause_ack;  /* the pause_seq that the last EXIT_PAUSED acknowledged */
 	uint32_t window_ack; /* the window_seq that the last EXIT_WINDOW acknowledged */
-	uint32_t reserved1[12];
+	uint32_t engine_cpu; /* the core that the engine's thread was on when it published: a hint, see page_wait.h */
+	uint32_t reserved1[11];
 	/* 0x080 */
 	struct vcpu_exit exit;
 	uint8_t reserved2[128 - sizeof(struct vcpu_exit)];

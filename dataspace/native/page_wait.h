@@ -8,12 +8,17 @@
  * that finds itself preempted loses it at once. A side without a budget probes now and then whether
  * times have changed.
  *
+ * Two sides that wake each other tend to end on one core, where spinning is in vain: the scheduler puts
+ * the woken beside its waker. So the VMM's side, when it would have to sleep, now and then steps aside from
+ * the core that the engine's side is on.
+ *
  * Used by the engines and by `dataspace._page`.
  */
 #ifndef VMSESSION_PAGE_WAIT_H
 #define VMSESSION_PAGE_WAIT_H
 
 #include <linux/futex.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -26,11 +31,14 @@
 #define PAGE_WAIT_LEAST_NS 4000u
 #define PAGE_WAIT_PROBE_EVERY 64u
 #define PAGE_WAIT_PROBE_EVERY_PREEMPTED 1024u
+#define PAGE_WAIT_PART_EVERY 256u
+#define PAGE_WAIT_PART_EVERY_IN_VAIN 8192u
 
 struct page_spinner {
 	uint32_t limit_ns;  /* the most that one wait may spin, 0 = never spin */
 	uint32_t budget_ns; /* what the next wait may spin */
 	uint32_t until_probe;
+	uint32_t until_part; /* waits that miss until the next attempt to leave the peer's core */
 };
 
 static inline struct page_spinner page_spinner(uint32_t limit_ns)
@@ -96,6 +104,37 @@ static inline bool page_spin(struct page_spinner *spinner, const _Atomic uint32_
 		}
 		last = now;
 	}
+}
+
+/* Leave the core `peer_cpu` if this thread is on it and may run elsewhere. Its affinity is narrowed and widened
+ * again: it may return, but nothing drives it to. */
+static inline bool page_leave_core(uint32_t peer_cpu)
+{
+	cpu_set_t allowed, others;
+	if ((uint32_t)sched_getcpu() != peer_cpu || sched_getaffinity(0, sizeof(allowed), &allowed) < 0)
+		return false;
+	others = allowed;
+	CPU_CLR(peer_cpu, &others);
+	if (!CPU_COUNT(&others) || sched_setaffinity(0, sizeof(others), &others) < 0)
+		return false;
+	sched_setaffinity(0, sizeof(allowed), &allowed);
+	return true;
+}
+
+/* After a wait that missed: step aside from the peer's core and spin once more. True when *word moved. */
+static inline bool page_part(struct page_spinner *spinner, uint32_t peer_cpu, const _Atomic uint32_t *word,
+			     uint32_t old)
+{
+	if (!spinner->limit_ns || spinner->until_part--)
+		return false;
+	spinner->until_part = PAGE_WAIT_PART_EVERY;
+	if (!page_leave_core(peer_cpu))
+		return page_moved(word, old);
+	spinner->budget_ns = spinner->limit_ns;
+	bool moved = page_spin(spinner, word, old, NULL, 0);
+	if (!moved)
+		spinner->until_part = PAGE_WAIT_PART_EVERY_IN_VAIN;
+	return moved;
 }
 
 /* Sleep while *word is `old`, at most `limit_ns`. Returns for any reason: look at the counters again. */

@@ -2,6 +2,7 @@
 #include "page.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -72,6 +73,7 @@ void page_publish_exit(struct vcpu *vcpu)
 	write_registers(to, from);
 	if (from->valid[1] >> VCPU_FPU_BIT & 1)
 		memcpy(vcpu->page->fpu_valid, vcpu->fpu_valid, VCPU_FPU_BYTES);
+	to->engine_cpu = (uint32_t)sched_getcpu();
 	page_publish(SHARED_WORD(to->exit_seq), from->exit_seq, SHARED_WORD(vcpu->page->vmm.vmm_waiting));
 }
 
