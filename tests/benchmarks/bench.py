@@ -4,7 +4,8 @@
 
 The machine is taken as it is, shared and noisy: what is compared is measured in turns (A B A B ...)
 within one run, each value is the median of the rounds, and each ratio the median of the ratios of
-neighbours. Compare ratios between runs, not values. The table goes to standard output (tabs between
+neighbours. Names that end in `.best` take the quietest round of each side instead. Compare ratios
+between runs, not values. The table goes to standard output (tabs between
 the columns when that is no terminal), progress to standard error, and all results to `bench.json`.
 """
 

@@ -32,3 +32,10 @@ class Result:
         hits both sides of each. Raises ValueError for different numbers of rounds."""
         ratios = [sample / other for sample, other in zip(samples, others, strict=True)]
         return cls(name, median(samples), unit, against, median(ratios))
+
+    @classmethod
+    def best(
+        cls, name: str, unit: str, samples: Sequence[float], against: str, others: Sequence[float]
+    ) -> Self:
+        """The quietest round of each side: what is left when nobody else wants the cores."""
+        return cls(f"{name}.best", min(samples), unit, against, min(samples) / min(others))

@@ -31,12 +31,14 @@ class Target:
         return f"{sense} {amount} {self.where}".rstrip()
 
 
+PORT_EXIT: Final = Target(1.25, of_ratio=True, where="where a core is spare")
 NO_COLLAPSE: Final = Target(0.5, of_ratio=True, at_least=True)
 OPENING: Final = Target(20)
 HANDOVER: Final = Target(3)
 
 TARGETS: Final = {
-    "kvm.port_exit.python_vmm": Target(1.25, of_ratio=True, where="where a core is spare"),
+    "kvm.port_exit.python_vmm": PORT_EXIT,
+    "kvm.port_exit.python_vmm.best": PORT_EXIT,
     "handover.c": HANDOVER,
     "handover.python": HANDOVER,
     "open_to_first_exit": OPENING,

@@ -82,6 +82,11 @@ def test_the_ratio_is_the_median_of_the_rounds_own() -> None:
         Result.compared("b", "ns", [1, 2], "a", [1])
 
 
+def test_the_best_compares_the_quietest_round_of_each_side() -> None:
+    result = Result.best("b", "ns", [30, 12, 90], "a", [10, 20, 15])
+    assert result == Result("b.best", 12, "ns", "a", 1.2)
+
+
 def test_measures_alternate_after_one_warm_up() -> None:
     calls: list[str] = []
 
