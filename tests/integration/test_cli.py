@@ -1,0 +1,245 @@
+"""`vmm` against a real core: guests to their end, lists, and the doctor."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.guests.assemble import assemble
+from tests.integration.engines import HAVE_KVM, on_every_engine
+from tests.integration.running_core import RunningCore, Stubs
+from vmm_client import Connection, connect
+from vmm_client.boards.pc import FIXED_HARDWARE
+from vmm_client.cli.main import status_of
+from vmm_client.doctor.probes import ALL, Probe, examine
+from vmm_client.doctor.select import Need, NoEngine, select_engine, unfit
+from vmm_client.doctor.tables import enter_real_mode
+
+POWER_OFF = 0x2000 | 5 << 10  # SLP_EN, and SLP_TYP of S5
+LOAD_ADDRESS = {16: 0x7C00, 32: 0x100000, 64: 0x100000}
+MODES = {16: "real", 32: "protected", 64: "long"}
+
+HELLO = "mov al, 'H'; out 0xe9, al; mov dx, 0x3f8; mov al, 'i'; out dx, al; "
+
+# The PIT raises IRQ 0 at 1 kHz; three ticks wake the guest from HLT, each prints a dot.
+TICK = """
+    xor ax, ax
+    mov ds, ax
+    mov ss, ax
+    mov sp, 0x7000
+    mov word ptr [0x20], offset tick
+    mov word ptr [0x22], 0
+    mov al, 0x11
+    out 0x20, al
+    mov al, 0x08
+    out 0x21, al
+    mov al, 0x04
+    out 0x21, al
+    mov al, 0x01
+    out 0x21, al
+    mov al, 0xfe
+    out 0x21, al
+    mov al, 0x34
+    out 0x43, al
+    mov al, 0xa9
+    out 0x40, al
+    mov al, 0x04
+    out 0x40, al
+    mov cx, 3
+next:
+    sti
+    hlt
+    cli
+    loop next
+    mov dx, {port}
+    mov ax, {value}
+    out dx, ax
+    hlt
+tick:
+    mov al, '.'
+    out 0xe9, al
+    mov al, 0x20
+    out 0x20, al
+    iret
+"""
+
+
+@pytest.fixture
+def connection(core: RunningCore, stubs: Stubs) -> Iterator[Connection]:
+    """A connection; `stubs` proves afterwards that nothing is left."""
+    with connect(str(core.socket)) as opened:
+        yield opened
+
+
+class Vmm:
+    """`vmm` on a core, in this process."""
+
+    def __init__(self, core: RunningCore, capfd: pytest.CaptureFixture[str], directory: Path):
+        self._core = core
+        self._capfd = capfd
+        self._directory = directory
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        status = status_of([*arguments, "--socket", str(self._core.socket)])
+        printed = self._capfd.readouterr()
+        return status, printed.out, printed.err
+
+    def run(self, source: str, bits: int, *arguments: str) -> tuple[int, str, str]:
+        flat = self._directory / "guest.bin"
+        flat.write_bytes(assemble(source.replace("; ", "\n"), bits, LOAD_ADDRESS[bits]))
+        return self("run", str(flat), "--mode", MODES[bits], *arguments)
+
+
+@pytest.fixture
+def vmm(core: RunningCore, stubs: Stubs, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Vmm:
+    return Vmm(core, capfd, tmp_path)
+
+
+@on_every_engine
+@pytest.mark.parametrize("bits", MODES)
+def test_a_guest_speaks_and_halts(vmm: Vmm, engine: str, bits: int) -> None:
+    assert vmm.run(HELLO + "hlt", bits, "--engine", engine) == (0, "Hi", "")
+
+
+@on_every_engine
+def test_timer_interrupts_wake_the_guest_until_it_powers_off(vmm: Vmm, engine: str) -> None:
+    source = TICK.format(port=FIXED_HARDWARE.power_control, value=POWER_OFF)
+    assert vmm.run(source, 16, "--engine", engine, "--memory", "64K") == (0, "...", "")
+
+
+@on_every_engine
+def test_a_reset_is_told_by_the_status(vmm: Vmm, engine: str) -> None:
+    assert vmm.run("mov al, 0xfe; out 0x64, al; hlt", 32, "--engine", engine) == (3, "", "")
+
+
+@on_every_engine
+def test_a_triple_fault_is_told_by_the_status(vmm: Vmm, engine: str) -> None:
+    source = "push 0; push 0; lidt [rsp]; ud2"
+    status, out, err = vmm.run(source, 64, "--engine", engine)
+    assert (status, out) == (4, "")
+    assert err == "vmm: the guest shut down by a triple fault: SHUTDOWN\n"
+
+
+@on_every_engine
+def test_a_guest_that_leaves_its_memory_is_stuck(vmm: Vmm, engine: str) -> None:
+    status, _, err = vmm.run("mov eax, 0x40000000; jmp eax", 32, "--engine", engine)
+    assert status == 5
+    assert "the guest left its memory: MEMORY_FAULT fetch 0x40000000" in err
+
+
+def test_the_trace_tells_every_exit_but_those_of_the_console(vmm: Vmm) -> None:
+    status, out, err = vmm.run(HELLO + "out 0x42, al; hlt", 16, "--trace")
+    assert (status, out) == (0, "Hi")
+    lines = err.splitlines()
+    assert (lines[0], lines[1]) == ("STARTUP", "PORT out 0x42 size 1 value 0x69")
+    assert lines[2].startswith("HLT at ")
+
+
+def test_an_engine_that_is_not_there_is_refused(vmm: Vmm) -> None:
+    status, _, err = vmm.run("hlt", 16, "--engine", "perpetuum")
+    assert status == 1
+    assert err.startswith("vmm: ENGINE_UNAVAILABLE")
+    assert "vmm doctor" in err
+
+
+def test_a_killed_reader_leaves_no_session(stubs: Stubs, core: RunningCore, tmp_path: Path) -> None:
+    flat = tmp_path / "endless.bin"
+    flat.write_bytes(assemble("again: mov al, 'x'\nout 0xe9, al\njmp again", 16))
+    vmm = Path(sys.executable).parent / "vmm"
+    command: list[str | Path] = [vmm, "run", flat, "--socket", core.socket]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stderr
+        assert process.stdout.read(100) == b"x" * 100
+        process.stdout.close()
+        assert process.wait(20) == 141
+        assert process.stderr.read() == b""
+
+
+def test_lists_show_what_is_there_and_what_was(vmm: Vmm, connection: Connection) -> None:
+    with connection.create_session(label="mine") as session:
+        with connection.create_ram(0x10000) as ram:
+            session.attach(ram, gpa=0x100000)
+            (row,) = json.loads(vmm("ls", "--json")[1])
+            assert row["session"] == session.name
+            assert (row["label"], row["engine"], row["attached_bytes"]) == (
+                "mine",
+                session.engine,
+                0x10000,
+            )
+            (alive,) = json.loads(vmm("dataspaces", "--json")[1])
+            assert (alive["dataspace"], alive["state"], alive["bytes"]) == (
+                ram.name,
+                "alive",
+                0x10000,
+            )
+            assert len(alive["mapped"]) == 1
+        assert json.loads(vmm("dataspaces", "--json")[1]) == []
+        (freed,) = json.loads(vmm("dataspaces", "--all", "--json")[1])
+        assert (freed["state"], freed["mappings"]) == ("freed", 1)
+        assert freed["cause"]
+    assert vmm("ls")[1].splitlines()[1:] == []
+
+
+def test_lists_read_every_page(vmm: Vmm, connection: Connection) -> None:
+    for _ in range(1100):
+        connection.create_ram(4096).close()
+    assert len(json.loads(vmm("dataspaces", "--all", "--json")[1])) == 1100
+
+
+def test_the_doctor_examines_every_engine(vmm: Vmm) -> None:
+    status, out, err = vmm("doctor", "--json")
+    told = json.loads(out)
+    engines = {engine["name"]: engine for engine in told["engines"]}
+    assert (status, err, told["core"]) == (0, "", {"problem": ""})
+    assert engines["soft"]["runs_stock_kernels"]
+    assert set(engines["soft"]["speeds"]) == {
+        "real mode",
+        "protected mode",
+        "long mode, ring 0",
+        "long mode, ring 3",
+    }
+    assert [f["probe"] for f in engines["soft"]["findings"]] == [probe.name for probe in ALL]
+    assert told["verdict"][-1].startswith("`--engine auto` boots stock kernels on ")
+    if told["host"]["module"] == "kvm_pvm" and HAVE_KVM:
+        assert not engines["kvm"]["runs_stock_kernels"]
+        assert "kvm emulates ring 0 here (kvm_pvm)" in told["verdict"][0]
+
+
+def test_the_software_cpu_passes_every_probe(connection: Connection) -> None:
+    findings = list(examine(connection, "soft", ALL))
+    assert [(finding.probe, finding.why) for finding in findings if not finding.passed] == []
+
+
+@pytest.mark.parametrize("need", Need)
+def test_auto_takes_the_first_engine_that_can(connection: Connection, need: Need) -> None:
+    able = [
+        engine.name
+        for engine in connection.engines()
+        if engine.available and not unfit(connection, engine.name, need)
+    ]
+    assert select_engine(connection, need) == able[0]
+
+
+def test_where_no_engine_can_each_says_why(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hopeless = Probe("the impossible", enter_real_mode, b"\xf4")
+    monkeypatch.setattr("vmm_client.doctor.select.PROBES", {Need.REAL_MODE: (hopeless,)})
+    with pytest.raises(NoEngine, match="no engine here can run 16-bit code") as caught:
+        select_engine(connection, Need.REAL_MODE)
+    assert caught.value.why["soft"] == "the impossible: wrong result"
+
+
+def test_a_probe_that_hangs_ends_in_time(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmm_client.doctor.probes.TIME_LIMIT_SECONDS", 0.05)
+    endless = Probe("patience", enter_real_mode, b"\xeb\xfe")
+    (finding,) = examine(connection, "soft", [endless])
+    assert (finding.passed, finding.why) == (False, "it comes to no end")
