@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Final
 
 from dataspace.registers import Segment
 from dataspace.vcpu_page import Injection, Reason
 from vmm_client.boards.pc import PC, Ending
-from vmm_client.errors import VmsessionError
+from vmm_client.errors import Closed, VmsessionError
 from vmm_client.exits import Exit
 from vmm_client.vcpu import SLICE_SECONDS, Vcpu
 
@@ -63,13 +64,15 @@ class Machine:
     def wake(self) -> None:
         """A device has something to do: let the guest stop soon, or stop sleeping."""
         self._woken.set()
-        self._vcpu.request_window()
+        with suppress(Closed):  # the session may just have ended
+            self._vcpu.request_window()
 
     def leave(self) -> None:
         """End the machine, from any thread: `run` returns Ending.LEFT soon."""
         self._pc.leave()
         self._woken.set()
-        self._vcpu.pause()
+        with suppress(Closed):
+            self._vcpu.pause()
 
     def _next_exit(self) -> Exit:
         """Run the vCPU until it exits. When a timer is due before that, ask for a window."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TypeVar
+from urllib.parse import quote
 
 import grpc
 from google.rpc.error_details_pb2 import ErrorInfo
@@ -23,7 +24,10 @@ class Rpc:
     def __init__(self, path: str) -> None:
         """Connects with the first call. `path` is absolute."""
         self._path = path
-        self.channel = grpc.insecure_channel(f"unix://{path}")
+        # A target is a URI. One transport for each channel: core tells clients apart by it.
+        self.channel = grpc.insecure_channel(
+            f"unix://{quote(path)}", [("grpc.use_local_subchannel_pool", 1)]
+        )
 
     def call(
         self,

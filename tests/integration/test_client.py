@@ -277,6 +277,22 @@ def test_closing_the_connection_closes_all_that_is_open(core: RunningCore, stubs
         connection.engines()
 
 
+def test_a_path_is_no_uri(core: RunningCore, stubs: Stubs, tmp_path: Path) -> None:
+    odd = tmp_path / "a b%41#?"
+    odd.symlink_to(core.directory)
+    with connect(str(odd / "core.sock")) as connection:
+        assert connection.info.client.pid == os.getpid()
+
+
+def test_two_connections_of_a_process_end_on_their_own(core: RunningCore, stubs: Stubs) -> None:
+    with connect(str(core.socket)) as first:
+        with connect(str(core.socket)) as second, second.create_session():
+            assert stubs.totals().sessions == 1
+        with first.create_session() as session, first.create_ram(RAM_SIZE) as ram:
+            session.attach(ram, gpa=0)
+            assert stubs.totals().sessions == 1
+
+
 def test_the_example_of_the_readme(core: RunningCore, capsys: pytest.CaptureFixture[str]) -> None:
     tiny_vmm(str(core.socket))
     lines = [line.partition(": ")[2] for line in capsys.readouterr().out.splitlines()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -44,5 +45,5 @@ def _row(session: Session) -> Row:
         "uid": session.client.uid,
         "pid": session.client.pid,
         "engine_pid": session.engine_pid,
-        "since": session.create_time.ToDatetime().isoformat(sep=" ", timespec="seconds"),
+        "since": session.create_time.ToDatetime(UTC).isoformat(sep=" ", timespec="seconds"),
     }
