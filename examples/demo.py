@@ -23,12 +23,14 @@ from tiny_vmm import main as tiny_vmm
 from vmsession.v1.audit_pb2 import GetTotalsResponse
 
 from vmm_client.boards.pc import Ending
+from vmm_client.boot.entry import ImageError
 from vmm_client.boot.images import ImagesError, default_cache, obtain
 from vmm_client.boot.initramfs import DEMO, build
 from vmm_client.cli.dataspaces import dataspaces
 from vmm_client.connection import connect
 from vmm_client.console import write
 from vmm_client.doctor.select import Need, select_engine
+from vmm_client.errors import VmsessionError
 from vmm_client.linux import LinuxImage, LinuxMachine
 
 MEMORY: Final = 256 << 20
@@ -119,6 +121,7 @@ class Vmm:
             for line in said:
                 print(f"{self.name:>7} | {line.decode('utf-8', 'replace').rstrip()}", flush=True)
                 self.said.set()
+        self.said.set()  # nothing more will come
 
 
 def main() -> int:
@@ -147,9 +150,11 @@ def find_images() -> bool:
     except ImagesError as error:
         say(f"no Linux: {error}: make demo KERNEL=/path/to/bzImage INITRD=/path/to/initrd")
         return False
-    initrd = default_cache() / "demo.cpio"
-    initrd.write_bytes(build(images.busybox.read_bytes(), DEMO))
-    os.environ |= {"KERNEL": str(images.kernel), "INITRD": str(initrd)}
+    os.environ["KERNEL"] = str(images.kernel)
+    if not os.environ.get("INITRD"):
+        initrd = default_cache() / "demo.cpio"
+        initrd.write_bytes(build(images.busybox.read_bytes(), DEMO))
+        os.environ["INITRD"] = str(initrd)
     return True
 
 
@@ -208,8 +213,16 @@ def say(text: str) -> None:
     print(f"   demo | {text}", flush=True)
 
 
+def be_vmm(name: str, socket: str) -> None:
+    """A VMM's process: what goes wrong is one line."""
+    try:
+        VMMS[name](socket)
+    except (VmsessionError, ImageError, OSError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
 if __name__ == "__main__":
     if len(sys.argv) == 3:
-        VMMS[sys.argv[1]](sys.argv[2])
+        be_vmm(*sys.argv[1:])
     else:
         sys.exit(main())
