@@ -39,8 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         say(f"no benchmark matches {options.only!r}")
         return 1
     with workplace(QUICK if options.quick else THOROUGH) as at:
-        load = os.getloadavg()[0]
-        say(f"{os.cpu_count()} cores, load {load:.1f}, engines {', '.join(sorted(at.engines))}")
+        say(f"{os.cpu_count()} cores, engines {', '.join(sorted(at.engines))}")
         results = list(run(chosen, at))
     print_table(results, sys.stdout)
     write_json(results, OUTPUT)
@@ -55,7 +54,7 @@ def run(chosen: list[Benchmark], at: Workplace) -> Iterator[Result]:
         if benchmark.engine and benchmark.engine not in at.engines:
             say(f"{title}: skipped, engine {benchmark.engine} does not start here")
             continue
-        say(title)
+        say(f"{title}; load {os.getloadavg()[0]:.1f}")
         yield from benchmark.measure(at)
 
 
