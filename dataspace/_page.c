@@ -21,6 +21,13 @@ typedef struct {
 	struct page_spinner spinner;
 } Waiter;
 
+/* PyBuffer_Release clears `obj` alone. */
+static void release(Waiter *self)
+{
+	PyBuffer_Release(&self->buffer);
+	self->buffer.buf = NULL;
+}
+
 static struct vcpu_page *page_of(Waiter *self)
 {
 	if (!self->buffer.buf) {
@@ -49,8 +56,7 @@ static int Waiter_init(Waiter *self, PyObject *args, PyObject *kwargs)
 		PyBuffer_Release(&buffer);
 		return -1;
 	}
-	if (self->buffer.buf)
-		PyBuffer_Release(&self->buffer);
+	release(self);
 	self->buffer = buffer;
 	self->spinner = page_spinner(spin_ns);
 	return 0;
@@ -58,16 +64,14 @@ static int Waiter_init(Waiter *self, PyObject *args, PyObject *kwargs)
 
 static void Waiter_dealloc(Waiter *self)
 {
-	if (self->buffer.buf)
-		PyBuffer_Release(&self->buffer);
+	release(self);
 	Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
 static PyObject *Waiter_release(Waiter *self, PyObject *unused)
 {
 	(void)unused;
-	if (self->buffer.buf)
-		PyBuffer_Release(&self->buffer);
+	release(self);
 	Py_RETURN_NONE;
 }
 

@@ -182,3 +182,20 @@ def test_a_released_page_can_be_closed(peer: Peer) -> None:
         peer.mapping.close()
     peer.waiter.release()
     peer.mapping.close()
+
+
+def test_a_released_page_is_not_touched(peer: Peer) -> None:
+    waiter = peer.waiter
+    waiter.release()
+    waiter.release()
+    for use in (
+        waiter.run,
+        waiter.pause,
+        waiter.window,
+        lambda: waiter.wait(0, 0.0),
+        lambda: waiter.exchange(0.0),
+        lambda: waiter.exit_seq,
+        lambda: wait_any((waiter,), (0,), 0.0),
+    ):
+        with pytest.raises(ValueError, match="released"):
+            use()
