@@ -49,8 +49,8 @@ setup(
     ext_modules=[
         Extension(
             "dataspace._page",
-            sources=["dataspace/_page.c"],
-            depends=["proto/vcpu_page.h", "dataspace/native/page_wait.h"],
+            sources=["dataspace/_page.c", "dataspace/_exit_head.c"],
+            depends=["proto/vcpu_page.h", "dataspace/native/page_wait.h", "dataspace/native/waiter.h"],
             include_dirs=["proto", "dataspace/native"],
             extra_compile_args=["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror"],
         )

@@ -1,40 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * dataspace._page: the VMM's side of a vCPU page where Python cannot hold the pace: publishing with a
- * fence, and waiting outside the GIL. The records themselves are read and written by
- * `dataspace/vcpu_page.py` through memoryviews.
+ * fence, and waiting outside the GIL. The head of an exit is in `_exit_head.c`; the rest of the records is
+ * read and written by `dataspace/vcpu_page.py` through memoryviews.
  */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "waiter.h"
 
 #include <errno.h>
 #include <stddef.h>
 
-#include "page_wait.h"
-#include "vcpu_page.h"
-
 #define WAIT_ANY_PAGES 128 /* FUTEX_WAITV_MAX */
-
-typedef struct {
-	PyObject_HEAD
-	Py_buffer buffer;
-	struct page_spinner spinner;
-} Waiter;
 
 /* PyBuffer_Release clears `obj` alone. */
 static void release(Waiter *self)
 {
 	PyBuffer_Release(&self->buffer);
 	self->buffer.buf = NULL;
-}
-
-static struct vcpu_page *page_of(Waiter *self)
-{
-	if (!self->buffer.buf) {
-		PyErr_SetString(PyExc_ValueError, "the vCPU page is released");
-		return NULL;
-	}
-	return self->buffer.buf;
 }
 
 /* The words are plain uint32_t in the ABI; C11 allows no atomic access to them without the cast. */
@@ -236,7 +217,7 @@ static PyGetSetDef waiter_properties[] = {
 	{NULL, NULL, NULL, NULL, NULL},
 };
 
-static PyTypeObject WaiterType = {
+PyTypeObject WaiterType = {
 	PyVarObject_HEAD_INIT(NULL, 0).tp_name = "dataspace._page.Waiter",
 	.tp_doc = "Waiter(page, spin_ns=50000)\n--\n\nThe VMM's side of one vCPU page: `page` is a writable buffer of it.\n"
 		  "Raises ValueError if it is too short, or once it is released.",
@@ -358,10 +339,11 @@ static struct PyModuleDef module = {
 
 PyMODINIT_FUNC PyInit__page(void)
 {
-	if (PyType_Ready(&WaiterType) < 0)
+	if (PyType_Ready(&WaiterType) < 0 || PyType_Ready(&ExitHeadType) < 0)
 		return NULL;
 	PyObject *self = PyModule_Create(&module);
-	if (!self || PyModule_AddObjectRef(self, "Waiter", (PyObject *)&WaiterType) < 0) {
+	if (!self || PyModule_AddObjectRef(self, "Waiter", (PyObject *)&WaiterType) < 0 ||
+	    PyModule_AddObjectRef(self, "ExitHead", (PyObject *)&ExitHeadType) < 0) {
 		Py_XDECREF(self);
 		return NULL;
 	}

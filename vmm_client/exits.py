@@ -7,12 +7,11 @@ decoded when it is asked for. See `struct vcpu_exit` in `proto/vcpu_page.h`.
 
 from __future__ import annotations
 
-from struct import Struct
 from typing import Final, Protocol
 
+from dataspace._page import ExitHead
 from dataspace.vcpu_page import (
     DATA_BYTES,
-    EXIT_REASON_AT,
     ExitFlag,
     Injection,
     Reason,
@@ -20,17 +19,11 @@ from dataspace.vcpu_page import (
 )
 from vmm_client.errors import UnknownExit
 from vmm_client.page import Page
-from vmm_client.reply import ALL_ONES, Reply
-
-_HEAD: Final = Struct("=IIQQII").unpack_from
-_REASONS: Final = {int(reason): reason for reason in Reason if reason is not Reason.NONE}
-# What of `value` belongs to size * count bytes.
-_VALUE_MASKS: Final = (ALL_ONES, *((1 << 8 * min(n, 8)) - 1 for n in range(1, DATA_BYTES + 1)))
+from vmm_client.reply import Reply
 
 _PORT: Final = Reason.PORT
 _MMIO: Final = Reason.MMIO
 _MSR: Final = Reason.MSR
-_READ: Final = int(ExitFlag.READ)
 _FAULT: Final = ReplyFlag.FAULT
 
 
@@ -41,7 +34,7 @@ class Bus(Protocol):
     def write(self, address: int, size: int, value: int) -> None: ...
 
 
-class Exit:
+class Exit(ExitHead):
     """Why the vCPU stopped, and the reply to that.
 
     `reason`: `Reason`. `flags`: `ExitFlag` bits. `address`: port, guest-physical address or MSR.
@@ -53,50 +46,26 @@ class Exit:
     raises #GP in the guest, as an MSR that does not exist.
     """
 
-    __slots__ = (
-        "_name",
-        "_page",
-        "_record",
-        "_reply",
-        "address",
-        "count",
-        "flags",
-        "is_read",
-        "reason",
-        "sequence",
-        "size",
-        "value",
-    )
+    __slots__ = ("_name", "_page", "_reply")
 
     def __init__(self, name: str, page: Page, reply: Reply) -> None:
         """Reason NONE until the first `take`. `name` is the vCPU's."""
+        super().__init__(page.waiter, tuple(Reason))
         self._name = name
         self._page = page
-        self._record = page.bytes
         self._reply = reply
-        self.reason = Reason.NONE
-        self.sequence = self.flags = self.address = self.value = self.size = self.count = 0
-        self.is_read = False
 
     def take(self, sequence: int) -> Exit:
         """Copy the head of the record that the engine has just published.
 
         Raises UnknownExit for what no engine may publish.
         """
-        reason, flags, address, value, size, count = _HEAD(self._record, EXIT_REASON_AT)
-        self.sequence = sequence
-        self.flags = flags
-        self.address = address
-        self.size = size
-        self.count = count
-        self.is_read = flags & _READ != 0
         try:
-            self.reason = known = _REASONS[reason]
-            self.value = value & _VALUE_MASKS[size * count]
+            if self.take_head(sequence) is _MSR:
+                self._reply.set_flag(_FAULT)
         except LookupError:
-            raise UnknownExit(self._name, reason, size, count) from None
-        if known is _MSR:
-            self._reply.set_flag(_FAULT)
+            told = self._page.engine
+            raise UnknownExit(self._name, told.reason, told.size, told.count) from None
         return self
 
     # What the engine tells beyond the head.

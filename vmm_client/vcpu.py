@@ -80,7 +80,8 @@ class Vcpu:
                     self._owner.check_alive()
                     if not self._await(None):
                         return
-                yield self._take()
+                    sequence = self._page.waiter.exit_seq
+                yield self._take(sequence)
 
     def run(self) -> None:
         """Run the stopped vCPU with the reply made so far; does not wait. Raises NotStopped."""
@@ -97,7 +98,7 @@ class Vcpu:
                 self.stopped_page()
                 return self.exit
             if self._await(timeout):
-                return self._take()
+                return self._take(self._page.waiter.exit_seq)
         if self.serving.closed:
             raise Closed(self.name)
         return None
@@ -113,7 +114,8 @@ class Vcpu:
 
     def poll(self) -> Exit | None:
         """The exit, if there is a new one; does not wait. For whoever holds `serving`."""
-        return self._take() if self._page.waiter.exit_seq != self._seen else None
+        sequence = self._page.waiter.exit_seq
+        return self._take(sequence) if sequence != self._seen else None
 
     @property
     def running(self) -> bool:
@@ -214,9 +216,9 @@ class Vcpu:
             raise Closed(self.name)
         return self._page
 
-    def _take(self) -> Exit:
+    def _take(self, sequence: int) -> Exit:
         """The vCPU is stopped: what was replied before is done with."""
-        self._seen = sequence = self._page.waiter.exit_seq
+        self._seen = sequence
         self._running = False
         reply = self.reply
         if reply.dirty:
