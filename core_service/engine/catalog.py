@@ -128,6 +128,8 @@ class Catalog:
         except EngineFailedError as error:
             await process.stop()
             raise self._unavailable(kind.name, str(error)) from error
+        if process.died:
+            raise self._unavailable(kind.name, process.died)
         return process
 
     @staticmethod

@@ -32,7 +32,11 @@ class Channel:
         asyncio.get_running_loop().add_reader(connection.fileno(), self._readable)
 
     def send(self, packet: bytes, fd: int | None = None) -> None:
-        """Send a packet, now or as soon as there is room. Takes ownership of the fd."""
+        """Send a packet, now or as soon as there is room; nowhere once the channel is closed. Takes
+        ownership of the fd."""
+        if self._connection.fileno() < 0:
+            _close(fd)
+            return
         self._waiting.append((packet, fd))
         if len(self._waiting) == 1:
             self._flush()

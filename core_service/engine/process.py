@@ -7,6 +7,7 @@ import itertools
 import os
 import signal
 import socket
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -19,6 +20,7 @@ from core_service.engine.protocol import (
     CHANNEL_FD,
     EXECUTABLE,
     WRITABLE,
+    Exit,
     Hello,
     MalformedPacketError,
     Response,
@@ -72,6 +74,7 @@ class EngineProcess:
         self._last_word = ""
         self._numbers = itertools.count(1)
         self._requests: dict[int, asyncio.Future[bytes | Response]] = {}
+        self._exits_due: Counter[int] = Counter()
         loop = asyncio.get_running_loop()
         self._greeting: asyncio.Future[Hello] = loop.create_future()
         self._reaped: asyncio.Future[None] = loop.create_future()
@@ -140,8 +143,15 @@ class EngineProcess:
         )
 
     async def unmap(self, gpa: int, size: int) -> None:
-        """Unmap exactly a range. The dataspace's pages are gone from the engine when it returns."""
-        await self._ask(lambda number: protocol.range_packet(Type.UNMAP, number, gpa, size))
+        """Unmap exactly a range. The dataspace's pages are gone from the engine when it returns; one
+        that does not let go of them is ended."""
+        try:
+            await self._ask(lambda number: protocol.range_packet(Type.UNMAP, number, gpa, size))
+        except Refusal as refusal:
+            if refusal.reason == "ENGINE_DIED":
+                raise
+            self._end_of_trust(f"it did not unmap memory: {refusal}")
+            raise self._death() from refusal
 
     async def written(self, gpa: int, size: int) -> None:
         """Guest memory was written from outside."""
@@ -149,6 +159,7 @@ class EngineProcess:
 
     async def run(self, index: int, exit_seq: int, half: bytes) -> None:
         """Run a vCPU that is stopped at `exit_seq` (0: wherever), with a reply."""
+        self._exits_due[index] += 1
         await self._ask(lambda number: protocol.run_packet(Type.RUN, number, index, exit_seq, half))
 
     async def pause(self, index: int) -> None:
@@ -166,7 +177,7 @@ class EngineProcess:
         )
         if isinstance(answer, Response):
             self._end_of_trust("it answered a question for state with none")
-            raise self._refusal(answer)
+            raise self._death()
         return answer
 
     async def set_state(self, index: int, charged: bytes) -> None:
@@ -183,28 +194,25 @@ class EngineProcess:
         number = next(self._numbers) & 0xFFFFFFFF or next(self._numbers) & 0xFFFFFFFF
         answer: asyncio.Future[bytes | Response] = asyncio.get_running_loop().create_future()
         self._requests[number] = answer
+        # both outlive a caller that is cancelled: the engine owes the answer all the same
+        limit = asyncio.get_running_loop().call_later(ANSWER_LIMIT, self._unanswered)
+        answer.add_done_callback(lambda _: limit.cancel())
         self._channel.send(packet(number), fd)
-        try:
-            async with asyncio.timeout(ANSWER_LIMIT):
-                result = await answer
-        except TimeoutError:
-            self._end_of_trust(f"it did not answer within {ANSWER_LIMIT:g} s")
-            raise self._death() from None
-        finally:
-            self._requests.pop(number, None)
+        result = await asyncio.shield(answer)
         if isinstance(result, Response) and result.status != Status.OK:
             raise self._refusal(result)
         return result
 
+    def _unanswered(self) -> None:
+        self._end_of_trust(f"it did not answer within {ANSWER_LIMIT:g} s")
+        self._fail_requests(self._last_word)
+
     def _refusal(self, response: Response) -> Refusal:
-        try:
-            reason = REASONS[Status(response.status)]
-        except (KeyError, ValueError):
-            reason = "INTERNAL"
+        reason = REASONS[response.status]
         return Refusal(reason, f"engine {self.name}: {response.text}", errno=response.error)
 
     def _death(self) -> Refusal:
-        why = self.died or "the session ended"
+        why = self.died or self._last_word or "the session ended"
         return Refusal("ENGINE_DIED", f"engine {self.name}: {why}", why=why)
 
     # -- what the engine says
@@ -218,21 +226,27 @@ class EngineProcess:
     def _take(self, packet: bytes) -> None:
         kind, number = protocol.header(packet)
         if kind == Type.EXIT:
-            arrived = protocol.parse_exit(packet)
-            self.on_exit(arrived.index, arrived.half)
+            self._take_exit(protocol.parse_exit(packet))
         elif kind == Type.RESPONSE:
             self._answer(number, protocol.parse_response(packet))
         elif kind == Type.STATE:
             self._answer(number, protocol.parse_exit(packet).half)
-        elif kind == Type.FAILED:
-            self._last_word = protocol.parse_response(packet).text
+        elif kind == Type.FAILED and not self._last_word:
+            self._last_word = protocol.parse_response(packet).text or "it failed"
         elif kind == Type.HELLO and not self._greeting.done():
             self._greeting.set_result(protocol.parse_hello(packet))
         else:
             raise MalformedPacketError(f"type {kind}")
 
+    def _take_exit(self, arrived: Exit) -> None:
+        """A vCPU exits once for each run: an engine that could exit at will would keep core busy."""
+        if not self._exits_due[arrived.index]:
+            raise MalformedPacketError(f"an exit of vCPU {arrived.index}, which does not run")
+        self._exits_due[arrived.index] -= 1
+        self.on_exit(arrived.index, arrived.half)
+
     def _answer(self, number: int, answer: bytes | Response) -> None:
-        waiting = self._requests.get(number)
+        waiting = self._requests.pop(number, None)
         if waiting is None:
             raise MalformedPacketError(f"an answer to request {number}, which nobody made")
         if not waiting.done():
@@ -274,6 +288,8 @@ class EngineProcess:
         for answer in self._requests.values():
             if not answer.done():
                 answer.set_exception(Refusal("ENGINE_DIED", f"engine {self.name}: {why}", why=why))
+                answer.exception()  # seen, also when its caller was cancelled
+        self._requests.clear()
 
 
 def _spawn(executable: Path, environment: dict[str, str], channel: int) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Final
 
-from dataspace.vcpu_page import HALF_BYTES
+from dataspace.vcpu_page import ABI, HALF_BYTES
 
 CHANNEL_FD: Final = 3
 VERSION: Final = 1
@@ -50,6 +50,9 @@ class Status(IntEnum):
     LIMIT = 6
     KERNEL = 7
     UNSUPPORTED = 8
+
+
+STATUSES: Final = frozenset(Status)
 
 
 class Capability(IntFlag):
@@ -118,7 +121,7 @@ class Hello:
 class Response:
     """The answer to a request, or with type FAILED the engine's last word. `error` is an errno."""
 
-    status: int
+    status: Status
     error: int
     text: str
 
@@ -146,12 +149,13 @@ def _unpack(layout: struct.Struct, packet: bytes) -> tuple[int | bytes, ...]:
 
 
 def parse_hello(packet: bytes) -> Hello:
-    """Raises MalformedPacketError, also for a version or values that core does not know."""
+    """Raises MalformedPacketError, also for versions or values that core does not know."""
     fields = _unpack(HELLO, packet)
     _, _, version, abi, name, capabilities, vcpus, khz, bits, scalars, segments, reasons = fields
-    if version != VERSION or not 1 <= int(vcpus) <= VCPUS or not 20 <= int(bits) <= 52:
+    known = (version, abi) == (VERSION, ABI)
+    if not known or not 1 <= int(vcpus) <= VCPUS or not 20 <= int(bits) <= 52:
         raise MalformedPacketError(
-            f"hello with version {version!r}, {vcpus!r} vCPUs, {bits!r} bits"
+            f"hello with version {version!r}, page ABI {abi!r}, {vcpus!r} vCPUs, {bits!r} bits"
         )
     return Hello(
         int(version),
@@ -167,9 +171,11 @@ def parse_hello(packet: bytes) -> Hello:
 
 
 def parse_response(packet: bytes) -> Response:
-    """Raises MalformedPacketError."""
+    """Raises MalformedPacketError, also for a status that core does not know."""
     _, _, status, error, text = _unpack(RESPONSE, packet)
-    return Response(int(status), int(error), _text(bytes(text)))
+    if status not in STATUSES:
+        raise MalformedPacketError(f"status {status!r}")
+    return Response(Status(int(status)), int(error), _text(bytes(text)))
 
 
 def parse_exit(packet: bytes) -> Exit:

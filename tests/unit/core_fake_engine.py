@@ -1,0 +1,171 @@
+"""An engine that executes nothing, and behaves as badly as it is told: what core must survive.
+
+Run as a program it is the engine; its argument names the behaviour.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+CHANNEL: Final = 3
+HELLO, EXIT, FAILED, RESPONSE = 1, 2, 3, 4
+MAP, UNMAP, RUN = 17, 18, 19
+OK, LIMIT = 0, 6
+HALF: Final = 2048
+ABI: Final = 1
+MESSAGE: Final = struct.Struct("<II")
+
+
+def install(directory: Path, behaviour: str) -> Path:
+    """An executable in `directory` that is this engine with one behaviour."""
+    path = directory / f"vmsession-{behaviour}"
+    path.write_text(f"#!/bin/sh\nexec {sys.executable} -IS {__file__} {behaviour}\n")
+    path.chmod(0o755)
+    return path
+
+
+class Engine:
+    """Core's peer."""
+
+    def __init__(self) -> None:
+        self.channel = socket.socket(fileno=CHANNEL)
+
+    def hello(self, abi: int = ABI) -> None:
+        fields = (HELLO, 0, 1, abi, b"fake", 0, 64, 1_000_000, 40, 1, 1, 0x3E)
+        self.channel.send(struct.pack("<IIII16sIIII2QQ", *fields))
+
+    def respond(self, number: int, status: int = OK) -> None:
+        self.channel.send(struct.pack("<IIII232s", RESPONSE, number, status, 0, b"as told"))
+
+    def fail(self, why: bytes) -> None:
+        self.channel.send(struct.pack("<IIII232s", FAILED, 0, 0, 0, why))
+
+    def exit(self, index: int, sequence: int = 1, reason: int = 5) -> None:
+        half = bytearray(HALF)
+        struct.pack_into("<I", half, 0x40, sequence)
+        struct.pack_into("<I", half, 0x80, reason)
+        self.channel.send(struct.pack("<IIII", EXIT, 0, index, 0) + half)
+
+    def request(self) -> tuple[int, int]:
+        """Type and number of the next one; ends the process with the channel."""
+        packet, fds, _, _ = socket.recv_fds(self.channel, 4096, 1)
+        for fd in fds:
+            os.close(fd)
+        if not packet:
+            raise SystemExit
+        kind, number = MESSAGE.unpack_from(packet)
+        return kind, number
+
+    def serve(self, answer: Callable[[int, int], None]) -> None:
+        while True:
+            answer(*self.request())
+
+
+def good(engine: Engine) -> None:
+    """Says yes to everything."""
+    engine.hello()
+    engine.serve(lambda _, number: engine.respond(number))
+
+
+def brief(engine: Engine) -> None:
+    """Greets and ends."""
+    engine.hello()
+
+
+def old(engine: Engine) -> None:
+    """Speaks another page ABI."""
+    engine.hello(abi=77)
+    engine.request()
+
+
+def silent(engine: Engine) -> None:
+    """Never answers."""
+    engine.hello()
+    engine.serve(lambda kind, number: None)
+
+
+def deaf(engine: Engine) -> None:
+    """Closes its channel and stays."""
+    engine.hello()
+    engine.channel.close()
+    signal.pause()
+
+
+def keeps(engine: Engine) -> None:
+    """Refuses to unmap."""
+    engine.hello()
+    engine.serve(lambda kind, number: engine.respond(number, LIMIT if kind == UNMAP else OK))
+
+
+def dies_unmapping(engine: Engine) -> None:
+    """Ends when it should unmap."""
+    engine.hello()
+
+    def answer(kind: int, number: int) -> None:
+        if kind == UNMAP:
+            raise SystemExit
+        engine.respond(number)
+
+    engine.serve(answer)
+
+
+def polite_twice(engine: Engine) -> None:
+    """Greets twice."""
+    engine.hello()
+    engine.request()
+    engine.hello()
+    engine.request()
+
+
+def stranger(engine: Engine) -> None:
+    """Answers what nobody asked."""
+    engine.hello()
+    _, number = engine.request()
+    engine.respond(number + 1)
+    engine.request()
+
+
+def floods(engine: Engine) -> None:
+    """Sends exits that nobody ran for."""
+    engine.hello()
+    _, number = engine.request()
+    engine.respond(number)
+    for sequence in range(1, 1 << 20):
+        engine.exit(0, sequence)
+
+
+def floods_failures(engine: Engine) -> None:
+    """Ends again and again."""
+    engine.hello()
+    engine.request()
+    while True:
+        engine.fail(b"")
+
+
+def impossible_exit(engine: Engine) -> None:
+    """An exit that no message can tell."""
+    engine.hello()
+
+    def answer(kind: int, number: int) -> None:
+        engine.respond(number)
+        if kind == RUN:
+            engine.exit(0, reason=0xFFFFFFFF)
+
+    engine.serve(answer)
+
+
+def unknown_status(engine: Engine) -> None:
+    """Answers with a status that does not exist."""
+    engine.hello()
+    engine.serve(lambda _, number: engine.respond(number, 99))
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]](Engine())
