@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from core_service.dataspaces import holder
+from core_service.engine.protocol import MalformedPacketError
 from core_service.refusal import Refusal, invalid, not_found
 from core_service.vcpu import Vcpu
 from dataspace.address_map import AddressMap
@@ -125,8 +126,9 @@ class Session:
 
     def _exit_arrived(self, index: int, half: bytes) -> None:
         vcpu = self.vcpus.get(index)
-        if vcpu:
-            vcpu.stream.publish(half)
+        if vcpu is None or vcpu.page:
+            raise MalformedPacketError(f"an exit of vCPU {index}, which has no stream")
+        vcpu.stream.publish(half)
 
     # -- memory
 
@@ -151,16 +153,18 @@ class Session:
             return attachment
 
     async def _map_in_engine(self, dataspace: Dataspace, attachment: Attachment) -> None:
-        """The map knows it already; take it back if anything else refuses."""
+        """The map knows it already; take it back if anything else refuses. The dataspace knows it from
+        the start: who frees it meanwhile waits for the outcome."""
         gpa, size = attachment.gpa, attachment.size
+        self._attached[dataspace.name] = dataspace
+        dataspace.sessions.add(self)
         try:
             with self.account.charged(caps=1):
                 await self.engine.map(dataspace.memory, attachment)
         except BaseException:
             self._map.detach(gpa, size)
+            self._forget_unattached(dataspace.name)
             raise
-        self._attached[dataspace.name] = dataspace
-        dataspace.sessions.add(self)
         self.attached_bytes += size
         self._dataspaces.ledger.attach(
             dataspace.name,
@@ -173,23 +177,17 @@ class Session:
         )
 
     async def detach(self, gpa: int, size: int) -> list[Attachment]:
-        """Unmap exactly a range. Raises InvalidRange, AddressMapFull, OutOfCaps."""
+        """Unmap exactly a range. Raises InvalidRange, AddressMapFull, OutOfCaps, Refusal."""
         async with self._mutation:
             self.must_be_open()
             before = len(self._map)
             splits = self._would_split(gpa, size)
-            if splits:
-                self.account.charge(caps=1)
-            try:
+            with self.account.charged(caps=splits):
                 pieces = self._map.detach(gpa, size)
-            except BaseException:
-                if splits:
-                    self.account.refund(caps=1)
-                raise
             try:
                 if pieces:
                     await self.engine.unmap(gpa, size)
-            finally:  # an engine that died has unmapped it, too
+            finally:  # an engine that did not unmap it ends, and then it is unmapped, too
                 self._record_detached(pieces)
                 self.account.refund(caps=before + splits - len(self._map))
             return pieces
@@ -200,20 +198,24 @@ class Session:
         return first is not None and first.gpa < gpa and gpa + size < first.end
 
     async def detach_dataspace(self, dataspace: Dataspace) -> None:
-        """Unmap a dataspace wherever it is attached here."""
-        async with self._mutation:
-            if self.state is not State.OPEN:
-                await self.closed()
-                return
-            pieces = self._map.detach_dataspace(dataspace.name)
-            try:
-                for piece in pieces:
-                    await self.engine.unmap(piece.gpa, piece.size)
-            except Refusal:
-                await self.close("engine failed")  # it is gone, and with it the mappings
-            finally:
-                self._record_detached(pieces)
-                self.account.refund(caps=len(pieces))
+        """Unmap a dataspace wherever it is attached here; where the engine fails, the session ends."""
+        try:
+            async with self._mutation:
+                if self.state is State.OPEN:
+                    await self._unmap_dataspace(dataspace)
+        except Refusal:
+            await self.close("engine failed")
+        if self.closing:
+            await self.closed()
+
+    async def _unmap_dataspace(self, dataspace: Dataspace) -> None:
+        pieces = self._map.detach_dataspace(dataspace.name)
+        try:
+            for piece in pieces:
+                await self.engine.unmap(piece.gpa, piece.size)
+        finally:
+            self._record_detached(pieces)
+            self.account.refund(caps=len(pieces))
 
     def _record_detached(self, pieces: list[Attachment]) -> None:
         for piece in pieces:
@@ -222,8 +224,11 @@ class Session:
                 piece.dataspace, self.name, piece.gpa, piece.size, actor=holder(self.client)
             )
         for name in {piece.dataspace for piece in pieces}:
-            if not self._map.of(name):
-                self._attached.pop(name).sessions.discard(self)
+            self._forget_unattached(name)
+
+    def _forget_unattached(self, dataspace: str) -> None:
+        if not self._map.of(dataspace):
+            self._attached.pop(dataspace).sessions.discard(self)
 
     async def written(self, dataspace: Dataspace, offset: int, size: int) -> None:
         """Somebody wrote [offset, offset + size) of a dataspace: the engine forgets decoded code."""
@@ -266,6 +271,12 @@ class Session:
         for vcpu in self.vcpus.values():
             vcpu.stream.end(died or "")
         await self.engine.stop()
+        async with self._mutation:  # the one under way fails now, and cleans up after itself
+            self._give_back(cause)
+        self.state = State.CLOSED
+        log.info("session closed", session=self.name, cause=cause)
+
+    def _give_back(self, cause: str) -> None:
         pieces = self._map.detach_all()
         self._record_detached(pieces)
         self.account.refund(caps=len(pieces))
@@ -276,8 +287,6 @@ class Session:
                 self.account.refund(ram=PAGE_BYTES, caps=1)
         self.vcpus.clear()
         self.account.close()
-        self.state = State.CLOSED
-        log.info("session closed", session=self.name, cause=cause)
 
 
 def check_label(label: str) -> None:

@@ -9,7 +9,7 @@ class Users:
     """One account for each uid that has clients or holds memory."""
 
     def __init__(self, root: Account, ram: int, capabilities: int) -> None:
-        self._root = root
+        self.root = root
         self._ram = ram
         self._capabilities = capabilities
         self._accounts: dict[int, Account] = {}
@@ -18,7 +18,7 @@ class Users:
     def account(self, uid: int) -> Account:
         """The account of a user."""
         if uid not in self._accounts:
-            self._accounts[uid] = Account(f"uid {uid}", self._ram, self._capabilities, self._root)
+            self._accounts[uid] = Account(f"uid {uid}", self._ram, self._capabilities, self.root)
         return self._accounts[uid]
 
     def open_client(self, uid: int, label: str, ram: int, capabilities: int) -> Account:

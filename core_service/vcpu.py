@@ -4,13 +4,17 @@ page transport; the engine keeps the vCPU's state, and answers whether it runs."
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from core_service.engine.protocol import MalformedPacketError
 from core_service.refusal import Refusal
-from dataspace.vcpu_page import EngineHalf
+from dataspace.vcpu_page import EngineHalf, Injection, Reason
 
 if TYPE_CHECKING:
     from core_service.dataspaces import Dataspace
+
+REASONS: Final = frozenset(Reason)
+INJECTIONS: Final = frozenset(Injection)
 
 
 class Vcpu:
@@ -37,8 +41,13 @@ class ExitStream:
         self._served = False
 
     def publish(self, half: bytes) -> None:
-        """The engine sent an exit."""
-        self._last = EngineHalf(half)
+        """The engine sent an exit. Raises MalformedPacketError for one that there is not."""
+        arrived = EngineHalf(half)
+        if arrived.reason not in REASONS or arrived.injection not in INJECTIONS:
+            raise MalformedPacketError(
+                f"an exit with reason {arrived.reason}, injection result {arrived.injection}"
+            )
+        self._last = arrived
         self._moved.set()
 
     def end(self, why: str) -> None:

@@ -1,0 +1,177 @@
+"""Engines that lie, stall or die: their session ends, and core keeps exact books."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core_service.engine import process as engine_process
+from core_service.engine.process import EngineProcess
+from core_service.refusal import Refusal
+from tests.unit.core_in_process import PAGE, InProcess, behaviours, in_process, open_fds, until
+
+NAMES = (
+    "good",
+    "brief",
+    "old",
+    "silent",
+    "deaf",
+    "keeps",
+    "dies_unmapping",
+    "polite_twice",
+    "stranger",
+    "floods",
+    "floods_failures",
+    "impossible_exit",
+    "unknown_status",
+)
+
+
+@pytest.fixture
+async def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[InProcess]:
+    """A core with bad engines, of which nothing must be left."""
+    before = open_fds()
+    running = in_process(monkeypatch, behaviours(tmp_path, *NAMES))
+    yield running
+    await running.must_be_empty()
+    assert open_fds() == before
+
+
+async def test_a_call_that_is_cancelled_costs_the_session_nothing(world: InProcess) -> None:
+    """Its answer comes late, and is no answer that nobody asked for."""
+    session = await world.session(world.client())
+    os.kill(session.engine.pid, signal.SIGSTOP)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await session.engine.pause(0)
+    os.kill(session.engine.pid, signal.SIGCONT)
+    for _ in range(100):  # beyond the time that an engine takes to die
+        await session.engine.pause(0)
+
+
+async def test_a_cancelled_call_does_not_spare_an_engine_that_never_answers(
+    world: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_process, "ANSWER_LIMIT", 0.2)
+    session = await world.session(world.client(), "silent")
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await session.engine.pause(0)
+    await until(lambda: session.closing)
+    assert session.engine.died == "it did not answer within 0.2 s"
+
+
+async def test_an_unanswered_call_names_its_reason(
+    world: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_process, "ANSWER_LIMIT", 0.1)
+    session = await world.session(world.client(), "silent")
+    with pytest.raises(Refusal, match="it did not answer within") as died:
+        await session.engine.pause(0)
+    assert died.value.reason == "ENGINE_DIED"
+
+
+async def test_freed_while_it_is_being_attached(world: InProcess) -> None:
+    client = world.client()
+    session = await world.session(client)
+    dataspace = world.dataspace(client)
+    os.kill(session.engine.pid, signal.SIGSTOP)
+    attaching = asyncio.create_task(session.attach(dataspace, 0, 0, 0, read_only=False))
+    await asyncio.sleep(0)
+    freeing = asyncio.create_task(world.core.dataspaces.free(client, dataspace.name, "test"))
+    await asyncio.sleep(0)
+    os.kill(session.engine.pid, signal.SIGCONT)
+    assert (await attaching).size == PAGE
+    assert await freeing is False
+    assert session.attachments() == []
+    assert session.account.used.caps == 0
+
+
+@pytest.mark.parametrize("engine", ["dies_unmapping", "keeps"])
+async def test_freed_where_the_engine_does_not_unmap(world: InProcess, engine: str) -> None:
+    client = world.client()
+    session = await world.session(client, engine)
+    dataspace = world.dataspace(client)
+    await session.attach(dataspace, 0, 0, 0, read_only=False)
+    await world.core.dataspaces.free(client, dataspace.name, "test")
+    await until(lambda: not world.core.sessions)
+    assert client.account.used.ram == 0
+    assert client.account.used.caps == 0
+
+
+async def test_a_refused_detach_leaves_what_is_mapped_on_record(world: InProcess) -> None:
+    client = world.client()
+    session = await world.session(client, "keeps")
+    dataspace = world.dataspace(client, 4 * PAGE)
+    await session.attach(dataspace, 0, 0, 0, read_only=False)
+    with pytest.raises(Refusal) as refused:
+        await session.detach(PAGE, PAGE)
+    assert refused.value.reason == "ENGINE_DIED"
+    await until(lambda: not world.core.sessions)
+
+
+async def test_an_engine_that_is_gone_after_its_greeting(
+    world: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Greeting and end are seen at once."""
+    spawn = EngineProcess.spawn
+
+    def spawn_and_wait(*arguments: Any) -> EngineProcess:
+        process = spawn(*arguments)
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        return process
+
+    monkeypatch.setattr(EngineProcess, "spawn", spawn_and_wait)
+    client = world.client()
+    for _ in range(4):
+        with pytest.raises(Refusal) as refused:
+            await world.session(client, "brief")
+        assert refused.value.reason == "ENGINE_UNAVAILABLE"
+    assert not client.sessions
+    assert client.account.used.caps == 0
+
+
+async def test_an_engine_with_another_page_abi(world: InProcess) -> None:
+    with pytest.raises(Refusal, match="page ABI 77") as refused:
+        await world.session(world.client(), "old")
+    assert refused.value.reason == "ENGINE_UNAVAILABLE"
+
+
+async def test_an_engine_that_closes_its_channel_and_stays(world: InProcess) -> None:
+    client = world.client()
+    session = await world.session(client, "deaf")
+    dataspace = world.dataspace(client)
+    with pytest.raises(Refusal):
+        await session.attach(dataspace, 0, 0, 0, read_only=False)
+    with pytest.raises(Refusal):
+        await session.attach(dataspace, 0, 0, 0, read_only=False)
+    await until(lambda: not world.core.sessions)
+    assert not dataspace.memory.held()
+
+
+@pytest.mark.parametrize(
+    "engine", ["polite_twice", "stranger", "floods_failures", "unknown_status"]
+)
+async def test_engines_that_talk_nonsense_end(world: InProcess, engine: str) -> None:
+    session = await world.session(world.client(), engine)
+    with pytest.raises(Refusal) as died:
+        await session.engine.pause(0)
+    assert died.value.reason == "ENGINE_DIED"
+    await until(lambda: not world.core.sessions)
+
+
+@pytest.mark.parametrize("engine", ["floods", "impossible_exit"])
+async def test_exits_that_cannot_be(world: InProcess, engine: str) -> None:
+    session = await world.session(world.client(), engine)
+    await session.create_vcpu(0, page_transport=False)
+    if engine == "impossible_exit":
+        await session.engine.run(0, 0, bytes(2048))
+    await until(lambda: not world.core.sessions)
+    assert session.engine.died
+    assert "malformed" in session.engine.died
