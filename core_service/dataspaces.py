@@ -125,10 +125,11 @@ class Dataspaces:
         dataspace.account.refund(ram=dataspace.size, caps=1)
 
     def _charge_user(self, dataspace: Dataspace) -> None:
-        """Move the charge from the owner's account, which may close now, to the user's."""
+        """Move the charge from the owner's account, which may close now, to the user's. Quota that was
+        transferred to the owner stays with it, so the user's may not cover this."""
         dataspace.account.refund(ram=dataspace.size, caps=1)
         dataspace.account = self._users.account(dataspace.uid)
-        dataspace.account.charge(ram=dataspace.size, caps=1)
+        dataspace.account.take_over(ram=dataspace.size, caps=1)
 
     def _probe_later(self) -> None:
         if self._held and not self._probing:

@@ -35,13 +35,13 @@ class Meter:
 
     def admit(self, change: int) -> None:
         """Raise the refusal unless the use may grow by `change` here and at every ancestor."""
-        if change > self.free:
+        if change > max(self.free, 0):
             raise self._refusal(change, self.used, self.limit, self._label)
         if self._parent is not None:
             self._parent.admit(self._weight(self.used + change) - self._weight(self.used))
 
     def change(self, amount: int) -> None:
-        """Charge an amount that was admitted, or refund a negative one."""
+        """Charge an amount, admitted or taken over, or refund a negative one."""
         self.own += amount
         self._add(amount)
 

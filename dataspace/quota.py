@@ -77,6 +77,14 @@ class Account:
         self._ram.change(ram)
         self._caps.change(caps)
 
+    def take_over(self, ram: int = 0, caps: int = 0) -> None:
+        """Charge for what exists already, such as memory that somebody holds: it is in use whether the
+        quota covers it or not. Beyond the limit nothing more is admitted until it is gone.
+        """
+        ram = self._whole_pages(ram, caps)
+        self._ram.change(ram)
+        self._caps.change(caps)
+
     def refund(self, ram: int = 0, caps: int = 0) -> None:
         """Undo a charge of `ram` bytes, rounded up to whole pages, and `caps`.
 
