@@ -79,7 +79,6 @@ class Clients:
     def _admit(self, identity: Identity, pidfd: int | None) -> Client:
         account = self._users.open_client(
             identity.uid,
-            f"client uid {identity.uid} pid {identity.pid}",
             self._settings.client_ram,
             self._settings.client_capabilities,
         )

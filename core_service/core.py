@@ -15,8 +15,9 @@ from core_service.refusal import Refusal, invalid, not_found
 from core_service.session import CAPABILITY_QUOTA, RAM_QUOTA, Session, check_label
 from core_service.tickets import Tickets
 from core_service.users import Users
+from dataspace.errors import OutOfCaps, OutOfRam
 from dataspace.ledger import Ledger
-from dataspace.quota import Account
+from dataspace.quota import Account, Amount
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -34,11 +35,7 @@ class Core:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.names = Names()
-        self.users = Users(
-            Account("core", settings.ram, settings.capabilities),
-            settings.ram,
-            settings.capabilities,
-        )
+        self.users = Users(settings.ram, settings.capabilities, settings.sessions_per_user)
         self.ledger = Ledger(history=settings.history)
         self.dataspaces = Dataspaces(self.ledger, self.users)
         self.clients = Clients(settings, self.users, self._reclaim_soon)
@@ -54,21 +51,21 @@ class Core:
     async def create_session(
         self, client: Client, label: str, engine: str, ram: int, capabilities: int
     ) -> Session:
-        """Start an engine and make a session of it. Raises Refusal, OutOfCaps."""
+        """Start an engine and make a session of it. Raises Refusal, OutOfRam, OutOfCaps."""
         check_label(label)
         if self.stopping:
             raise Refusal("SHUTTING_DOWN", "core is stopping; retry with the next one")
         client.must_live()
-        name = self.names.new("sessions")
-        with client.account.charged(caps=1):
-            account = Account(
-                name, ram or RAM_QUOTA, capabilities or CAPABILITY_QUOTA, client.account
-            )
-            try:
+        quota = _session_quota(client.account, ram, capabilities)
+        self.users.open_session(client.identity.uid)
+        try:
+            with client.account.charged(caps=1):
                 process = await self.engines.start(engine)
-            except BaseException:
-                account.close()
-                raise
+        except BaseException:
+            self.users.close_session(client.identity.uid)
+            raise
+        name = self.names.new("sessions")
+        account = Account(name, quota.ram, quota.caps, client.account)
         session = Session(name, label, client, account, process, self.dataspaces)
         self.sessions[name] = client.sessions[name] = session
         process.on_end = lambda why: self._engine_ended(session, why)
@@ -84,6 +81,7 @@ class Core:
         if self.sessions.pop(session.name, None):
             del session.client.sessions[session.name]
             session.client.account.refund(caps=1)
+            self.users.close_session(session.client.identity.uid)
 
     def session_of(self, client: Client, name: str) -> Session:
         """A client's session. Raises Refusal NOT_FOUND, ENGINE_DIED."""
@@ -161,3 +159,16 @@ class Core:
         self.tickets.close()
         self.dataspaces.close()
         await self.engines.close()
+
+
+def _session_quota(account: Account, ram: int, capabilities: int) -> Amount:
+    """What was asked for, or the defaults. Raises OutOfRam, OutOfCaps for more than the client's limit,
+    which a session could never use."""
+    limits, used = account.limits, account.used
+    if ram > limits.ram:
+        raise OutOfRam(ram, used.ram, limits.ram, account.label)
+    if capabilities > limits.caps:
+        raise OutOfCaps(capabilities, used.caps, limits.caps, account.label)
+    return Amount(
+        ram or min(RAM_QUOTA, limits.ram), capabilities or min(CAPABILITY_QUOTA, limits.caps)
+    )

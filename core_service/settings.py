@@ -27,6 +27,7 @@ class Settings:
     client_ram: int = 16 * GIB
     client_capabilities: int = 65_536
     connections_per_user: int = 512
+    sessions_per_user: int = 256
     grace: float = 5.0
     keep_alive_interval: float = 5.0
     ticket_life: float = 10.0

@@ -12,8 +12,9 @@ import structlog
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 
-from core_service.refusal import DOMAIN, Refusal
-from dataspace.errors import DataspaceError
+from core_service.refusal import CODES, DOMAIN, Refusal
+from core_service.users import SHARED
+from dataspace.errors import DataspaceError, OutOfCaps, OutOfRam
 
 log = structlog.get_logger()
 
@@ -81,7 +82,7 @@ def _streaming(behaviour: Any, method: str) -> Any:
 async def _abort(context: Context, error: Exception, method: str) -> NoReturn:
     if isinstance(error, grpc.aio.AbortError):
         raise error
-    refusal = _refusal(error, method)
+    refusal = refusal_of(error, method)
     info = error_details_pb2.ErrorInfo(
         reason=refusal.reason,
         domain=DOMAIN,
@@ -98,13 +99,24 @@ async def _abort(context: Context, error: Exception, method: str) -> NoReturn:
     raise AssertionError  # abort does not return
 
 
-def _refusal(error: Exception, method: str) -> Refusal:
+def refusal_of(error: Exception, method: str) -> Refusal:
+    """What the caller is told of an error; a defect goes to the log."""
     if isinstance(error, Refusal):
         return error
-    if isinstance(error, DataspaceError):
+    if isinstance(error, OutOfRam | OutOfCaps):
+        return _out_of_quota(error)
+    if isinstance(error, DataspaceError) and error.reason in CODES:
         return Refusal(error.reason, str(error), **error.numbers)
     incident = secrets.token_hex(4)
     log.error("defect", method=method, incident=incident, exc_info=error)
     return Refusal(
         "INTERNAL", f"a defect in core; its log tells more under {incident}", incident=incident
     )
+
+
+def _out_of_quota(error: OutOfRam | OutOfCaps) -> Refusal:
+    """What others use of core's quota is not told."""
+    if error.numbers["account"] != SHARED:
+        return Refusal(error.reason, str(error), **error.numbers)
+    asked = error.numbers["asked"]
+    return Refusal(error.reason, f"{asked} asked: more than core has left to give", asked=asked)

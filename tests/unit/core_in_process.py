@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
+import pytest
+
 from core_service.client import Client
 from core_service.core import Core
 from core_service.dataspaces import Dataspace
@@ -18,7 +20,6 @@ from core_service.settings import Settings
 from tests.unit import core_fake_engine as fake
 
 PAGE = 4096
-DIRECTORY = Path("/nowhere")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,9 @@ def open_fds() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
-def in_process(monkeypatch: object, kinds: tuple[FakeKind, ...], **settings: float) -> InProcess:
+def in_process(
+    monkeypatch: pytest.MonkeyPatch, kinds: tuple[FakeKind, ...], settings: Settings
+) -> InProcess:
     """A core that knows these engines."""
-    monkeypatch.setattr(catalog, "KINDS", kinds)  # type: ignore[attr-defined]
-    return InProcess(Core(Settings(directory=DIRECTORY, **settings)))  # type: ignore[arg-type]
+    monkeypatch.setattr(catalog, "KINDS", kinds)
+    return InProcess(Core(settings))

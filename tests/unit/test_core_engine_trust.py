@@ -14,6 +14,7 @@ import pytest
 from core_service.engine import process as engine_process
 from core_service.engine.process import EngineProcess
 from core_service.refusal import Refusal
+from core_service.settings import Settings
 from tests.unit.core_in_process import PAGE, InProcess, behaviours, in_process, open_fds, until
 
 NAMES = (
@@ -37,7 +38,7 @@ NAMES = (
 async def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[InProcess]:
     """A core with bad engines, of which nothing must be left."""
     before = open_fds()
-    running = in_process(monkeypatch, behaviours(tmp_path, *NAMES))
+    running = in_process(monkeypatch, behaviours(tmp_path, *NAMES), Settings())
     yield running
     await running.must_be_empty()
     assert open_fds() == before

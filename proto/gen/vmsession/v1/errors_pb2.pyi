@@ -31,12 +31,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     `name`.
     """
     ERROR_REASON_OUT_OF_RAM: _ErrorReason.ValueType  # 3
-    """RESOURCE_EXHAUSTED. The RAM quota would be exceeded: metadata `asked`, `used`, `limit` in bytes.
-    Retry after freeing memory or UpgradeQuota.
+    """RESOURCE_EXHAUSTED. The RAM quota would be exceeded: metadata `asked`, `used`, `limit` in bytes; only
+    `asked` where core as a whole has not so much left. Retry after freeing memory or UpgradeQuota.
     """
     ERROR_REASON_OUT_OF_CAPS: _ErrorReason.ValueType  # 4
-    """RESOURCE_EXHAUSTED. The capability quota would be exceeded: metadata `asked`, `used`, `limit`.
-    Retry after deleting objects or UpgradeQuota.
+    """RESOURCE_EXHAUSTED. The capability quota would be exceeded, or another bound on the number of objects:
+    metadata `asked`, `used`, `limit`; only `asked` where core as a whole has not so many left. Retry
+    after deleting objects or UpgradeQuota.
     """
     ERROR_REASON_REGION_CONFLICT: _ErrorReason.ValueType  # 5
     """FAILED_PRECONDITION. The guest-physical range overlaps another attachment: metadata `asked` and
@@ -99,12 +100,13 @@ ERROR_REASON_NOT_FOUND: ErrorReason.ValueType  # 2
 `name`.
 """
 ERROR_REASON_OUT_OF_RAM: ErrorReason.ValueType  # 3
-"""RESOURCE_EXHAUSTED. The RAM quota would be exceeded: metadata `asked`, `used`, `limit` in bytes.
-Retry after freeing memory or UpgradeQuota.
+"""RESOURCE_EXHAUSTED. The RAM quota would be exceeded: metadata `asked`, `used`, `limit` in bytes; only
+`asked` where core as a whole has not so much left. Retry after freeing memory or UpgradeQuota.
 """
 ERROR_REASON_OUT_OF_CAPS: ErrorReason.ValueType  # 4
-"""RESOURCE_EXHAUSTED. The capability quota would be exceeded: metadata `asked`, `used`, `limit`.
-Retry after deleting objects or UpgradeQuota.
+"""RESOURCE_EXHAUSTED. The capability quota would be exceeded, or another bound on the number of objects:
+metadata `asked`, `used`, `limit`; only `asked` where core as a whole has not so many left. Retry
+after deleting objects or UpgradeQuota.
 """
 ERROR_REASON_REGION_CONFLICT: ErrorReason.ValueType  # 5
 """FAILED_PRECONDITION. The guest-physical range overlaps another attachment: metadata `asked` and

@@ -135,7 +135,8 @@ class VmSessionServiceServicer:
         """Creates a session and starts its engine.
 
         Errors: INVALID_ARGUMENT (label longer than 64 characters or not printable), ENGINE_UNAVAILABLE,
-        OUT_OF_RAM, OUT_OF_CAPS, MEMORY_FAILURE, REQUEST_ID_REUSED, SHUTTING_DOWN.
+        OUT_OF_RAM and OUT_OF_CAPS (more quota than the client has; the sessions of the client's user),
+        MEMORY_FAILURE, REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -43,7 +43,8 @@ class VmSessionServiceStub:
     """Creates a session and starts its engine.
 
     Errors: INVALID_ARGUMENT (label longer than 64 characters or not printable), ENGINE_UNAVAILABLE,
-    OUT_OF_RAM, OUT_OF_CAPS, MEMORY_FAILURE, REQUEST_ID_REUSED, SHUTTING_DOWN.
+    OUT_OF_RAM and OUT_OF_CAPS (more quota than the client has; the sessions of the client's user),
+    MEMORY_FAILURE, REQUEST_ID_REUSED.
     """
     GetSession: _grpc.UnaryUnaryMultiCallable[_vm_session_pb2.GetSessionRequest, _vm_session_pb2.GetSessionResponse]
     """Tells about one session of the caller. Errors: NOT_FOUND."""
@@ -123,7 +124,8 @@ class VmSessionServiceAsyncStub(VmSessionServiceStub):
     """Creates a session and starts its engine.
 
     Errors: INVALID_ARGUMENT (label longer than 64 characters or not printable), ENGINE_UNAVAILABLE,
-    OUT_OF_RAM, OUT_OF_CAPS, MEMORY_FAILURE, REQUEST_ID_REUSED, SHUTTING_DOWN.
+    OUT_OF_RAM and OUT_OF_CAPS (more quota than the client has; the sessions of the client's user),
+    MEMORY_FAILURE, REQUEST_ID_REUSED.
     """
     GetSession: _aio.UnaryUnaryMultiCallable[_vm_session_pb2.GetSessionRequest, _vm_session_pb2.GetSessionResponse]  # type: ignore[assignment]
     """Tells about one session of the caller. Errors: NOT_FOUND."""
@@ -206,7 +208,8 @@ class VmSessionServiceServicer(metaclass=_abc_1.ABCMeta):
         """Creates a session and starts its engine.
 
         Errors: INVALID_ARGUMENT (label longer than 64 characters or not printable), ENGINE_UNAVAILABLE,
-        OUT_OF_RAM, OUT_OF_CAPS, MEMORY_FAILURE, REQUEST_ID_REUSED, SHUTTING_DOWN.
+        OUT_OF_RAM and OUT_OF_CAPS (more quota than the client has; the sessions of the client's user),
+        MEMORY_FAILURE, REQUEST_ID_REUSED.
         """
 
     @_abc_1.abstractmethod
