@@ -143,19 +143,17 @@ class EngineProcess:
         )
 
     async def unmap(self, gpa: int, size: int) -> None:
-        """Unmap exactly a range. The dataspace's pages are gone from the engine when it returns; one
-        that does not let go of them is ended."""
-        try:
-            await self._ask(lambda number: protocol.range_packet(Type.UNMAP, number, gpa, size))
-        except Refusal as refusal:
-            if refusal.reason == "ENGINE_DIED":
-                raise
-            self._end_of_trust(f"it did not unmap memory: {refusal}")
-            raise self._death() from refusal
+        """Unmap exactly a range. The dataspace's pages are gone from the engine when it returns."""
+        await self._insist(
+            lambda number: protocol.range_packet(Type.UNMAP, number, gpa, size), "unmap memory"
+        )
 
     async def written(self, gpa: int, size: int) -> None:
         """Guest memory was written from outside."""
-        await self._ask(lambda number: protocol.range_packet(Type.WRITTEN, number, gpa, size))
+        await self._insist(
+            lambda number: protocol.range_packet(Type.WRITTEN, number, gpa, size),
+            "take note of written memory",
+        )
 
     async def run(self, index: int, exit_seq: int, half: bytes) -> None:
         """Run a vCPU that is stopped at `exit_seq` (0: wherever), with a reply."""
@@ -202,6 +200,16 @@ class EngineProcess:
         if isinstance(result, Response) and result.status != Status.OK:
             raise self._refusal(result)
         return result
+
+    async def _insist(self, packet: Callable[[int], bytes], deed: str) -> None:
+        """Ask for what an engine that works never refuses; one that does is ended."""
+        try:
+            await self._ask(packet)
+        except Refusal as refusal:
+            if refusal.reason == "ENGINE_DIED":
+                raise
+            self._end_of_trust(f"it did not {deed}: {refusal}")
+            raise self._death() from refusal
 
     def _unanswered(self) -> None:
         self._end_of_trust(f"it did not answer within {ANSWER_LIMIT:g} s")
@@ -269,10 +277,11 @@ class EngineProcess:
 
     def _process_ended(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
+        if not self._stopping:
+            self._channel.drain()  # which may kill: the pidfd names a process until it is reaped
         _, status = os.waitpid(self.pid, 0)
         os.close(self._pidfd)
         if not self._stopping:
-            self._channel.drain()
             self.died = self._last_word or _describe(status)
         self._channel.close()
         self._fail_requests(self.died or "the session ended")
