@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 STOP_GRACE: Final = 1.0
+STREAMS_PER_CONNECTION: Final = 1024
 SERVICES: Final = (
     core_pb2.DESCRIPTOR.services_by_name["CoreService"].full_name,
     vm_session_pb2.DESCRIPTOR.services_by_name["VmSessionService"].full_name,
@@ -90,7 +91,10 @@ class Service:
         return listening
 
     async def _serve_inner(self, path: Path) -> grpc.aio.Server:
-        server = grpc.aio.server(interceptors=[Errors()])
+        server = grpc.aio.server(
+            interceptors=[Errors()],
+            options=[("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION)],
+        )
         core_pb2_grpc.add_CoreServiceServicer_to_server(CoreServicer(self.core), server)
         vm_session_pb2_grpc.add_VmSessionServiceServicer_to_server(
             VmSessionServicer(self.core), server

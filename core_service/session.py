@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
@@ -231,15 +232,17 @@ class Session:
             self._attached.pop(dataspace).sessions.discard(self)
 
     async def written(self, dataspace: Dataspace, offset: int, size: int) -> None:
-        """Somebody wrote [offset, offset + size) of a dataspace: the engine forgets decoded code."""
+        """Somebody wrote [offset, offset + size) of a dataspace: the engine forgets decoded code. One
+        that dies has forgotten it, too."""
         if self.state is not State.OPEN:
             return
-        for attachment in self._map.of(dataspace.name):
-            first = max(offset, attachment.offset)
-            end = min(offset + size, attachment.offset + attachment.size)
-            if first < end:
-                gpa = attachment.gpa + first - attachment.offset
-                await self.engine.written(gpa, end - first)
+        with suppress(Refusal):
+            for attachment in self._map.of(dataspace.name):
+                first = max(offset, attachment.offset)
+                end = min(offset + size, attachment.offset + attachment.size)
+                if first < end:
+                    gpa = attachment.gpa + first - attachment.offset
+                    await self.engine.written(gpa, end - first)
 
     def _owner_must_have(self, dataspace: Dataspace) -> None:
         """It may have been freed while this call waited for its turn."""

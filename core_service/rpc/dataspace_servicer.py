@@ -81,18 +81,27 @@ class DataspaceServicer(dataspace_pb2_grpc.DataspaceServiceServicer):
     async def ReadDataspace(
         self, request: pb.ReadDataspaceRequest, context: Context
     ) -> pb.ReadDataspaceResponse:
-        dataspace = self._core.dataspaces.of(self._client(context), request.name)
+        client = self._client(context)
+        dataspace = self._core.dataspaces.of(client, request.name)
         _check_transfer(request.size)
+        # until the client took it: core must not keep what somebody asks for and does not read
+        await client.transfers.acquire()
+        context.add_done_callback(lambda _: client.transfers.release())  # type: ignore[arg-type] # the stubs' type cannot be called
         return pb.ReadDataspaceResponse(data=dataspace.memory.read(request.offset, request.size))
 
     async def WriteDataspace(
         self, request: pb.WriteDataspaceRequest, context: Context
     ) -> pb.WriteDataspaceResponse:
-        dataspace = self._core.dataspaces.of(self._client(context), request.name)
+        client = self._client(context)
+        dataspace = self._core.dataspaces.of(client, request.name)
         _check_transfer(len(request.data))
-        dataspace.memory.write(request.offset, request.data)
-        for session in list(dataspace.sessions):
-            await session.written(dataspace, request.offset, len(request.data))
+
+        async def make() -> None:
+            dataspace.memory.write(request.offset, request.data)
+            for session in list(dataspace.sessions):
+                await session.written(dataspace, request.offset, len(request.data))
+
+        await client.whole(make)
         return pb.WriteDataspaceResponse()
 
 
