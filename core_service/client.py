@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from core_service.refusal import Refusal, invalid
+from core_service.refusal import Refusal
+from core_service.requests import Answer, Mutation, Requests
 from dataspace.quota import Account
 
 if TYPE_CHECKING:
@@ -15,20 +16,10 @@ if TYPE_CHECKING:
     from core_service.identity import Identity
     from core_service.session import Session
 
-REMEMBERED_REQUESTS: Final = 256
 REMEMBERED_DEATHS: Final = 64
-REQUEST_ID_LIMIT: Final = 64
+TRANSFERS_AT_ONCE: Final = 8
 
-Key = tuple[str, str]  # the method's request type, the request id
-Answer = TypeVar("Answer")
-
-
-class Mutation(Protocol):
-    """A request that carries an idempotency key."""
-
-    request_id: str
-
-    def SerializeToString(self, *, deterministic: bool = ...) -> bytes: ...  # noqa: N802
+Made = TypeVar("Made")
 
 
 class Client:
@@ -48,11 +39,12 @@ class Client:
         self.dataspaces: dict[str, Dataspace] = {}
         self.connections = 0
         self.reclaimed = False
+        self.transfers = asyncio.Semaphore(TRANSFERS_AT_ONCE)
         self._grace = grace
         self._ended = ended
         self._leases = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._requests: OrderedDict[Key, tuple[bytes, asyncio.Future[Any]]] = OrderedDict()
+        self._requests = Requests()
         self._mutations: set[asyncio.Future[Any]] = set()
         self._deaths: OrderedDict[str, str] = OrderedDict()
         self._start_grace()
@@ -109,33 +101,23 @@ class Client:
         return self._deaths.get(session)
 
     async def once(self, request: Mutation, make: Callable[[], Awaitable[Answer]]) -> Answer:
-        """Carry out a mutation to its end, whatever becomes of the call that asked for it: cancelled
-        or not, it is whole or leaves nothing. A `request_id` seen before gives the first answer."""
+        """Carry out a mutation, whole. A `request_id` seen before gives the first answer."""
         if not request.request_id:
-            return await asyncio.shield(self._begin(make))
-        if len(request.request_id) > REQUEST_ID_LIMIT:
-            raise invalid(
-                "request_id", request.request_id, f"at most {REQUEST_ID_LIMIT} characters"
-            )
-        key = (type(request).__name__, request.request_id)
-        body = request.SerializeToString(deterministic=True)
-        if key not in self._requests:
-            self._remember(key, body, self._begin(make))
-        first_body, answer = self._requests[key]
-        if first_body != body:
-            raise Refusal(
-                "REQUEST_ID_REUSED",
-                f"request id {request.request_id!r} was used with another request",
-                name=request.request_id,
-            )
-        return cast("Answer", await asyncio.shield(answer))
+            return await self.whole(make)
+        answer = self._requests.first(request, lambda: self._begin(make))
+        return await asyncio.shield(answer)
+
+    async def whole(self, make: Callable[[], Awaitable[Made]]) -> Made:
+        """Carry out a mutation to its end, whatever becomes of the call that asked for it: cancelled
+        or not, it is whole or leaves nothing."""
+        return await asyncio.shield(self._begin(make))
 
     async def settled(self) -> None:
         """Wait until no mutation of this client is under way."""
         while self._mutations:
             await asyncio.wait(self._mutations)
 
-    def _begin(self, make: Callable[[], Awaitable[Answer]]) -> asyncio.Future[Answer]:
+    def _begin(self, make: Callable[[], Awaitable[Made]]) -> asyncio.Future[Made]:
         self.must_live()
         mutation = asyncio.ensure_future(make())
         self._mutations.add(mutation)
@@ -146,14 +128,3 @@ class Client:
         self._mutations.discard(mutation)
         if not mutation.cancelled():
             mutation.exception()  # seen: the caller may have gone meanwhile
-
-    def _remember(self, key: Key, body: bytes, answer: asyncio.Future[Any]) -> None:
-        self._requests[key] = (body, answer)
-        answer.add_done_callback(lambda done: self._forget_failure(key, done))
-        if len(self._requests) > REMEMBERED_REQUESTS:
-            self._requests.popitem(last=False)
-
-    def _forget_failure(self, key: Key, done: asyncio.Future[Any]) -> None:
-        """A refusal leaves nothing behind, so the same request may succeed later."""
-        if done.cancelled() or done.exception():
-            self._requests.pop(key, None)
