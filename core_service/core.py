@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from core_service.clients import Clients
-from core_service.dataspaces import Dataspaces
+from core_service.dataspaces import Dataspaces, holder
 from core_service.engine.catalog import Catalog
 from core_service.names import Names
 from core_service.refusal import Refusal, invalid, not_found
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from core_service.client import Client
+    from core_service.dataspaces import Dataspace
     from core_service.settings import Settings
     from core_service.vcpu import Vcpu
 
@@ -114,16 +115,19 @@ class Core:
         name, _, rights = request.partition(" ")
         if rights not in {"", "read-only"}:
             raise invalid("rights", rights, "nothing, or read-only")
-        if "/vcpus/" in name:
-            _, vcpu = self.vcpu_of(client, name)
-            if vcpu.page is None:
-                raise Refusal("WRONG_TRANSPORT", f"{name} has no page: it has the stream transport")
-            return vcpu.page.memory.open(writable=True)
-        dataspace = self.dataspaces.of(client, name)
+        dataspace = (
+            self._page(client, name) if "/vcpus/" in name else self.dataspaces.of(client, name)
+        )
         writable = dataspace.memory.writable and not rights
         fd = dataspace.memory.open(writable)
-        self.ledger.hand_out(name, writable, actor=str(client.identity.pid))
+        self.ledger.hand_out(name, writable, actor=holder(client))
         return fd
+
+    def _page(self, client: Client, name: str) -> Dataspace:
+        _, vcpu = self.vcpu_of(client, name)
+        if vcpu.page is None:
+            raise Refusal("WRONG_TRANSPORT", f"{name} has no page: it has the stream transport")
+        return vcpu.page
 
     # -- the end of clients and of core
 

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 PACKET_LIMIT: Final = 256
-UNIDENTIFIED_LIMIT: Final = 64  # connections that have shown no ticket yet
+UNIDENTIFIED_LIMIT: Final = 64  # connections of one user that have shown no ticket yet
+CLIENT_LIMIT: Final = 16  # channels of one client
+ACCEPT_AGAIN: Final = 1.0  # seconds after the system had no fd left for a connection
 
 HandOut = Callable[["Client", str], int]
 
@@ -44,6 +46,7 @@ class FdChannels:
         self.hand_out = hand_out
         self._listening: socket.socket | None = None
         self._open: set[FdChannel] = set()
+        self._accepting_again: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         return len(self._open)
@@ -52,10 +55,12 @@ class FdChannels:
         """Begin to accept on a bound socket, which this takes over."""
         listening.setblocking(False)
         self._listening = listening
-        asyncio.get_running_loop().add_reader(listening.fileno(), self._accept)
+        self._start_accepting()
 
     def close(self) -> None:
         """Stop accepting and close all channels: the clients' leases end."""
+        if self._accepting_again:
+            self._accepting_again.cancel()
         if self._listening:
             asyncio.get_running_loop().remove_reader(self._listening.fileno())
             self._listening.close()
@@ -72,31 +77,50 @@ class FdChannels:
         for channel in [channel for channel in self._open if channel.client is client]:
             channel.close()
 
+    def full(self, client: Client) -> bool:
+        """Whether a client has as many channels as it may."""
+        return sum(1 for channel in self._open if channel.client is client) >= CLIENT_LIMIT
+
+    def _start_accepting(self) -> None:
+        assert self._listening
+        asyncio.get_running_loop().add_reader(self._listening.fileno(), self._accept)
+
     def _accept(self) -> None:
         assert self._listening
         try:
             connection, _ = self._listening.accept()
-        except OSError as error:
-            log.warning("cannot accept an fd channel", error=str(error))
+        except (BlockingIOError, ConnectionAbortedError):
             return
-        unidentified = sum(1 for channel in self._open if channel.client is None)
+        except OSError as error:  # the connection waits, and would wake the loop again at once
+            log.warning("cannot accept an fd channel", error=str(error))
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._listening.fileno())
+            self._accepting_again = loop.call_later(ACCEPT_AGAIN, self._start_accepting)
+            return
+        uid = peer_identity(connection).uid
+        unidentified = sum(1 for channel in self._open if channel.unidentified(uid))
         if unidentified >= UNIDENTIFIED_LIMIT:
             connection.close()
             return
-        self._open.add(FdChannel(self, connection))
+        self._open.add(FdChannel(self, connection, uid))
 
 
 class FdChannel:
     """One channel: first a ticket, then requests. Owns its connection."""
 
-    def __init__(self, channels: FdChannels, connection: socket.socket) -> None:
+    def __init__(self, channels: FdChannels, connection: socket.socket, uid: int) -> None:
         connection.setblocking(False)
         self.client: Client | None = None
+        self._uid = uid
         self._channels = channels
         self._connection = connection
         loop = asyncio.get_running_loop()
         self._identification = loop.call_later(10, self._unidentified)
         loop.add_reader(connection.fileno(), self._readable)
+
+    def unidentified(self, uid: int) -> bool:
+        """Whether it is this user's, and has shown no ticket yet."""
+        return self.client is None and self._uid == uid
 
     def close(self) -> None:
         """Close the connection; the lease ends with it. Calling it again does nothing."""
@@ -132,6 +156,10 @@ class FdChannel:
         identity = peer_identity(self._connection)
         if client is None or not self._channels.clients.same_process(identity, client):
             self.send("error DENIED the ticket is unknown, spent, too old, or another process's")
+            self.close()
+            return
+        if self._channels.full(client):
+            self.send(f"error OUT_OF_CAPS a client has at most {CLIENT_LIMIT} channels")
             self.close()
             return
         self.client = client

@@ -87,7 +87,7 @@ class CoreServiceServicer:
         The fd channel is a SOCK_SEQPACKET socket. The first packet is the ticket; the answer is `ok` or
         `error REASON`. After that each packet names what is wanted, as in `dataspaces/41c`,
         `dataspaces/41c read-only` or `sessions/7k2m/vcpus/0`, and is answered by `ok` with one fd, or by
-        `error REASON text`. The open channel is the client's lease.
+        `error REASON text`. The open channel is the client's lease. A client has at most 16 at once.
 
         Errors: OUT_OF_CAPS (too many tickets open).
         """

@@ -49,7 +49,7 @@ class CoreServiceStub:
     The fd channel is a SOCK_SEQPACKET socket. The first packet is the ticket; the answer is `ok` or
     `error REASON`. After that each packet names what is wanted, as in `dataspaces/41c`,
     `dataspaces/41c read-only` or `sessions/7k2m/vcpus/0`, and is answered by `ok` with one fd, or by
-    `error REASON text`. The open channel is the client's lease.
+    `error REASON text`. The open channel is the client's lease. A client has at most 16 at once.
 
     Errors: OUT_OF_CAPS (too many tickets open).
     """
@@ -79,7 +79,7 @@ class CoreServiceAsyncStub(CoreServiceStub):
     The fd channel is a SOCK_SEQPACKET socket. The first packet is the ticket; the answer is `ok` or
     `error REASON`. After that each packet names what is wanted, as in `dataspaces/41c`,
     `dataspaces/41c read-only` or `sessions/7k2m/vcpus/0`, and is answered by `ok` with one fd, or by
-    `error REASON text`. The open channel is the client's lease.
+    `error REASON text`. The open channel is the client's lease. A client has at most 16 at once.
 
     Errors: OUT_OF_CAPS (too many tickets open).
     """
@@ -124,7 +124,7 @@ class CoreServiceServicer(metaclass=_abc_1.ABCMeta):
         The fd channel is a SOCK_SEQPACKET socket. The first packet is the ticket; the answer is `ok` or
         `error REASON`. After that each packet names what is wanted, as in `dataspaces/41c`,
         `dataspaces/41c read-only` or `sessions/7k2m/vcpus/0`, and is answered by `ok` with one fd, or by
-        `error REASON text`. The open channel is the client's lease.
+        `error REASON text`. The open channel is the client's lease. A client has at most 16 at once.
 
         Errors: OUT_OF_CAPS (too many tickets open).
         """

@@ -28,8 +28,9 @@ if _version_not_supported:
 class DataspaceServiceStub:
     """Memory objects. A dataspace belongs to the client that created it and is freed with it.
 
-    Mutations take a `request_id`: a non-empty one makes a repeated call return the first result again.
-    The same id with another request is REQUEST_ID_REUSED.
+    Mutations take a `request_id`: a non-empty one makes a repeated call return the first result again, as
+    long as it is among the latest 256 of the client. The same id with another request is
+    REQUEST_ID_REUSED. Every mutation can give SHUTTING_DOWN when the client's lease ended.
     """
 
     def __init__(self, channel):
@@ -73,8 +74,9 @@ class DataspaceServiceStub:
 class DataspaceServiceServicer:
     """Memory objects. A dataspace belongs to the client that created it and is freed with it.
 
-    Mutations take a `request_id`: a non-empty one makes a repeated call return the first result again.
-    The same id with another request is REQUEST_ID_REUSED.
+    Mutations take a `request_id`: a non-empty one makes a repeated call return the first result again, as
+    long as it is among the latest 256 of the client. The same id with another request is
+    REQUEST_ID_REUSED. Every mutation can give SHUTTING_DOWN when the client's lease ended.
     """
 
     def CreateDataspace(self, request, context):
@@ -112,7 +114,8 @@ class DataspaceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReadDataspace(self, request, context):
-        """Reads bytes. Errors: NOT_FOUND, OUT_OF_RANGE, INVALID_ARGUMENT (more than 1 MiB at once).
+        """Reads bytes. A client that does not take its answers gets no more than eight; further calls wait.
+        Errors: NOT_FOUND, OUT_OF_RANGE, INVALID_ARGUMENT (more than 1 MiB at once), MEMORY_FAILURE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -121,7 +124,7 @@ class DataspaceServiceServicer:
     def WriteDataspace(self, request, context):
         """Writes bytes, and tells the engines of the sessions where the dataspace is attached that its content
         changed. Errors: NOT_FOUND, OUT_OF_RANGE, READ_ONLY, INVALID_ARGUMENT (more than 1 MiB at once),
-        OUT_OF_RAM (the host has no memory left to back it).
+        MEMORY_FAILURE (the host has no memory left to back it; a leading part may be written).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -171,8 +174,9 @@ def add_DataspaceServiceServicer_to_server(servicer, server):
 class DataspaceService:
     """Memory objects. A dataspace belongs to the client that created it and is freed with it.
 
-    Mutations take a `request_id`: a non-empty one makes a repeated call return the first result again.
-    The same id with another request is REQUEST_ID_REUSED.
+    Mutations take a `request_id`: a non-empty one makes a repeated call return the first result again, as
+    long as it is among the latest 256 of the client. The same id with another request is
+    REQUEST_ID_REUSED. Every mutation can give SHUTTING_DOWN when the client's lease ended.
     """
 
     @staticmethod

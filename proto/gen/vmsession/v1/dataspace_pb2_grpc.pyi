@@ -29,8 +29,9 @@ GRPC_VERSION: str
 class DataspaceServiceStub:
     """Memory objects. A dataspace belongs to the client that created it and is freed with it.
 
-    Mutations take a `request_id`: a non-empty one makes a repeated call return the first result again.
-    The same id with another request is REQUEST_ID_REUSED.
+    Mutations take a `request_id`: a non-empty one makes a repeated call return the first result again, as
+    long as it is among the latest 256 of the client. The same id with another request is
+    REQUEST_ID_REUSED. Every mutation can give SHUTTING_DOWN when the client's lease ended.
     """
 
     @_typing.overload
@@ -54,19 +55,22 @@ class DataspaceServiceStub:
     Errors: NOT_FOUND, REQUEST_ID_REUSED.
     """
     ReadDataspace: _grpc.UnaryUnaryMultiCallable[_dataspace_pb2.ReadDataspaceRequest, _dataspace_pb2.ReadDataspaceResponse]
-    """Reads bytes. Errors: NOT_FOUND, OUT_OF_RANGE, INVALID_ARGUMENT (more than 1 MiB at once)."""
+    """Reads bytes. A client that does not take its answers gets no more than eight; further calls wait.
+    Errors: NOT_FOUND, OUT_OF_RANGE, INVALID_ARGUMENT (more than 1 MiB at once), MEMORY_FAILURE.
+    """
     WriteDataspace: _grpc.UnaryUnaryMultiCallable[_dataspace_pb2.WriteDataspaceRequest, _dataspace_pb2.WriteDataspaceResponse]
     """Writes bytes, and tells the engines of the sessions where the dataspace is attached that its content
     changed. Errors: NOT_FOUND, OUT_OF_RANGE, READ_ONLY, INVALID_ARGUMENT (more than 1 MiB at once),
-    OUT_OF_RAM (the host has no memory left to back it).
+    MEMORY_FAILURE (the host has no memory left to back it; a leading part may be written).
     """
 
 @_typing.type_check_only
 class DataspaceServiceAsyncStub(DataspaceServiceStub):
     """Memory objects. A dataspace belongs to the client that created it and is freed with it.
 
-    Mutations take a `request_id`: a non-empty one makes a repeated call return the first result again.
-    The same id with another request is REQUEST_ID_REUSED.
+    Mutations take a `request_id`: a non-empty one makes a repeated call return the first result again, as
+    long as it is among the latest 256 of the client. The same id with another request is
+    REQUEST_ID_REUSED. Every mutation can give SHUTTING_DOWN when the client's lease ended.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -87,18 +91,21 @@ class DataspaceServiceAsyncStub(DataspaceServiceStub):
     Errors: NOT_FOUND, REQUEST_ID_REUSED.
     """
     ReadDataspace: _aio.UnaryUnaryMultiCallable[_dataspace_pb2.ReadDataspaceRequest, _dataspace_pb2.ReadDataspaceResponse]  # type: ignore[assignment]
-    """Reads bytes. Errors: NOT_FOUND, OUT_OF_RANGE, INVALID_ARGUMENT (more than 1 MiB at once)."""
+    """Reads bytes. A client that does not take its answers gets no more than eight; further calls wait.
+    Errors: NOT_FOUND, OUT_OF_RANGE, INVALID_ARGUMENT (more than 1 MiB at once), MEMORY_FAILURE.
+    """
     WriteDataspace: _aio.UnaryUnaryMultiCallable[_dataspace_pb2.WriteDataspaceRequest, _dataspace_pb2.WriteDataspaceResponse]  # type: ignore[assignment]
     """Writes bytes, and tells the engines of the sessions where the dataspace is attached that its content
     changed. Errors: NOT_FOUND, OUT_OF_RANGE, READ_ONLY, INVALID_ARGUMENT (more than 1 MiB at once),
-    OUT_OF_RAM (the host has no memory left to back it).
+    MEMORY_FAILURE (the host has no memory left to back it; a leading part may be written).
     """
 
 class DataspaceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Memory objects. A dataspace belongs to the client that created it and is freed with it.
 
-    Mutations take a `request_id`: a non-empty one makes a repeated call return the first result again.
-    The same id with another request is REQUEST_ID_REUSED.
+    Mutations take a `request_id`: a non-empty one makes a repeated call return the first result again, as
+    long as it is among the latest 256 of the client. The same id with another request is
+    REQUEST_ID_REUSED. Every mutation can give SHUTTING_DOWN when the client's lease ended.
     """
 
     @_abc_1.abstractmethod
@@ -147,7 +154,9 @@ class DataspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dataspace_pb2.ReadDataspaceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dataspace_pb2.ReadDataspaceResponse, _abc.Awaitable[_dataspace_pb2.ReadDataspaceResponse]]:
-        """Reads bytes. Errors: NOT_FOUND, OUT_OF_RANGE, INVALID_ARGUMENT (more than 1 MiB at once)."""
+        """Reads bytes. A client that does not take its answers gets no more than eight; further calls wait.
+        Errors: NOT_FOUND, OUT_OF_RANGE, INVALID_ARGUMENT (more than 1 MiB at once), MEMORY_FAILURE.
+        """
 
     @_abc_1.abstractmethod
     def WriteDataspace(
@@ -157,7 +166,7 @@ class DataspaceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_dataspace_pb2.WriteDataspaceResponse, _abc.Awaitable[_dataspace_pb2.WriteDataspaceResponse]]:
         """Writes bytes, and tells the engines of the sessions where the dataspace is attached that its content
         changed. Errors: NOT_FOUND, OUT_OF_RANGE, READ_ONLY, INVALID_ARGUMENT (more than 1 MiB at once),
-        OUT_OF_RAM (the host has no memory left to back it).
+        MEMORY_FAILURE (the host has no memory left to back it; a leading part may be written).
         """
 
 def add_DataspaceServiceServicer_to_server(servicer: DataspaceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -74,7 +74,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_WRONG_TRANSPORT: _ErrorReason.ValueType  # 18
     """FAILED_PRECONDITION. The vCPU has the other transport."""
     ERROR_REASON_SHUTTING_DOWN: _ErrorReason.ValueType  # 19
-    """UNAVAILABLE. Core is shutting down. Retry with the next core."""
+    """UNAVAILABLE. Core is shutting down: retry with the next core. Or this client's lease ended, and
+    everything of it is gone: start again on a new connection.
+    """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 20
     """INTERNAL. A defect in core; its log tells more under the metadata `incident`."""
     ERROR_REASON_DENIED: _ErrorReason.ValueType  # 21
@@ -143,7 +145,9 @@ ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 17
 ERROR_REASON_WRONG_TRANSPORT: ErrorReason.ValueType  # 18
 """FAILED_PRECONDITION. The vCPU has the other transport."""
 ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 19
-"""UNAVAILABLE. Core is shutting down. Retry with the next core."""
+"""UNAVAILABLE. Core is shutting down: retry with the next core. Or this client's lease ended, and
+everything of it is gone: start again on a new connection.
+"""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 20
 """INTERNAL. A defect in core; its log tells more under the metadata `incident`."""
 ERROR_REASON_DENIED: ErrorReason.ValueType  # 21

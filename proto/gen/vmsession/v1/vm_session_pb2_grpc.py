@@ -29,9 +29,10 @@ class VmSessionServiceStub:
     """Virtual machines: sessions, their vCPUs and their memory. A session belongs to the client that created
     it and ends with it.
 
-    Mutations take a `request_id`: a non-empty one makes a repeated call return the first result again.
-    The same id with another request is REQUEST_ID_REUSED. Every method can give ENGINE_DIED when the
-    session's engine process ended.
+    Mutations take a `request_id`: a non-empty one makes a repeated call return the first result again, as
+    long as it is among the latest 256 of the client. The same id with another request is
+    REQUEST_ID_REUSED. Every mutation can give SHUTTING_DOWN when the client's lease ended, and every method
+    ENGINE_DIED when the session's engine process ended.
     """
 
     def __init__(self, channel):
@@ -126,9 +127,10 @@ class VmSessionServiceServicer:
     """Virtual machines: sessions, their vCPUs and their memory. A session belongs to the client that created
     it and ends with it.
 
-    Mutations take a `request_id`: a non-empty one makes a repeated call return the first result again.
-    The same id with another request is REQUEST_ID_REUSED. Every method can give ENGINE_DIED when the
-    session's engine process ended.
+    Mutations take a `request_id`: a non-empty one makes a repeated call return the first result again, as
+    long as it is among the latest 256 of the client. The same id with another request is
+    REQUEST_ID_REUSED. Every mutation can give SHUTTING_DOWN when the client's lease ended, and every method
+    ENGINE_DIED when the session's engine process ended.
     """
 
     def CreateSession(self, request, context):
@@ -364,9 +366,10 @@ class VmSessionService:
     """Virtual machines: sessions, their vCPUs and their memory. A session belongs to the client that created
     it and ends with it.
 
-    Mutations take a `request_id`: a non-empty one makes a repeated call return the first result again.
-    The same id with another request is REQUEST_ID_REUSED. Every method can give ENGINE_DIED when the
-    session's engine process ended.
+    Mutations take a `request_id`: a non-empty one makes a repeated call return the first result again, as
+    long as it is among the latest 256 of the client. The same id with another request is
+    REQUEST_ID_REUSED. Every mutation can give SHUTTING_DOWN when the client's lease ended, and every method
+    ENGINE_DIED when the session's engine process ended.
     """
 
     @staticmethod
