@@ -63,9 +63,10 @@ class LinuxMachine:
         """End it from any thread: `run` returns Ending.LEFT."""
         self._machine.leave()
 
-    def receive(self, typed: bytes) -> None:
-        """Input for the console, from any thread."""
-        self._pc.receive(typed)
+    def receive(self, typed: bytes) -> int:
+        """Input for the console, from any thread. Returns how many bytes were taken: the others are
+        to be offered again, when the guest has read some."""
+        return self._pc.receive(typed)
 
     def _wake(self) -> None:
         self._machine.wake()
