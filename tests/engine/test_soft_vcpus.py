@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from core_service.engine.protocol import Transport
-from dataspace.vcpu_page import Reason
+from dataspace.vcpu_page import Activity, Reason
 from tests.engine.harness import Engine, Vcpu
 from tests.guests.assemble import assemble
 
@@ -170,6 +170,34 @@ def test_every_one_of_many_busy_vcpus_can_be_paused(engine: Engine) -> None:
         for vcpu in created:
             vcpu.pause()
             assert vcpu.wait().reason == Reason.PAUSED
+
+
+@pytest.mark.parametrize("count", [65_000, 70_000, 75_000])
+def test_hlt_is_seen_though_the_turn_is_over(engine: Engine, count: int) -> None:
+    """The turn has lasted too long, another waits for it, and the vCPU is paused while the other has it.
+    Slow instructions keep both from looking up before they must."""
+    slow = "fldpi; 2: fsin; fldpi; fstp st(1); dec ecx; jnz 2b"
+    halting = f"""
+        mov ecx, {count}
+    1:  dec ecx
+        jnz 1b
+        mov byte ptr [{FLAG}], 1
+        mov ecx, 1000
+        {slow}
+        mov byte ptr [{FLAG + 1}], 1
+        hlt
+    """
+    busy = f"in al, 0x60; 1: mov ecx, 1000; {slow}; jmp 1b"
+    with vcpus(engine, halting, busy) as (view, (first, second)):
+        second.expect(Reason.PORT)
+        first.want("activity")
+        first.start()
+        await_flag(view)
+        second.start()
+        while not view[FLAG + 1]:
+            pass
+        first.pause()
+        assert first.wait().register("activity") == Activity.HALTED
 
 
 def test_memory_is_detached_under_running_vcpus(engine: Engine) -> None:

@@ -68,18 +68,18 @@ static bool turn_is_over(const struct soft_vcpu *soft)
 
 /* ---- the boundary */
 
-/* The guest halted or shut down; common code keeps it so, and Bochs goes on when it wakes. */
+/* Whether the guest halted or shut down: common code keeps it so, and Bochs goes on when it wakes. */
 static void note_activity(struct soft_vcpu *soft)
 {
 	uint32_t *activity = bochs_u32(&soft->bochs, BOCHS_ACTIVITY);
+	if (*activity == BOCHS_ACTIVE)
+		return;
 	soft->stop = *activity == BOCHS_HALTED ? STOP_HALTED : STOP_SHUT_DOWN;
 	*activity = BOCHS_ACTIVE;
 }
 
-static bool must_leave(struct soft_vcpu *soft)
+static bool must_leave(const struct soft_vcpu *soft)
 {
-	if (*bochs_u32(&soft->bochs, BOCHS_ACTIVITY) != BOCHS_ACTIVE)
-		note_activity(soft);
 	if (soft->stop || soft->leave || soft->ended || atomic_load(&soft->kicked))
 		return true;
 	return soft->window && soft_event_flags(soft->vcpu) & EXIT_INTERRUPTIBLE;
@@ -89,6 +89,7 @@ bool soft_handle_async_event(void) __asm__("_ZN8BX_CPU_C16handleAsyncEventEv");
 bool soft_handle_async_event(void)
 {
 	struct soft_vcpu *soft = soft_current;
+	note_activity(soft); /* first: a vCPU that is called away from the queue leaves at once */
 	if (turn_is_over(soft))
 		begin_turn(soft, soft_turn_pass(&soft->vm->turn, &soft->waiter, &soft->kicked));
 	if (!soft->has_turn || must_leave(soft))
