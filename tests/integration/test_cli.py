@@ -140,6 +140,12 @@ def test_the_trace_tells_every_exit_but_those_of_the_console(vmm: Vmm) -> None:
     assert lines[2].startswith("HLT at ")
 
 
+def test_a_file_may_have_any_name(vmm: Vmm, tmp_path: Path) -> None:
+    flat = tmp_path / b"a\tb\xff.bin".decode(errors="surrogateescape")
+    flat.write_bytes(assemble("cli\nhlt", 16))
+    assert vmm("run", str(flat)) == (0, "", "")
+
+
 def test_an_engine_that_is_not_there_is_refused(vmm: Vmm) -> None:
     status, _, err = vmm.run("hlt", 16, "--engine", "perpetuum")
     assert status == 1
@@ -159,6 +165,19 @@ def test_a_killed_reader_leaves_no_session(stubs: Stubs, core: RunningCore, tmp_
         process.stdout.close()
         assert process.wait(20) == 141
         assert process.stderr.read() == b""
+
+
+def test_boot_without_images_says_how_to_name_them(
+    vmm: Vmm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", "")  # no apt
+    status, out, err = vmm("boot")
+    assert (status, out) == (1, "")
+    assert err.splitlines()[-1] == (
+        "vmm: apt-get is not installed: this needs Debian's package tools, or give a kernel and an "
+        "initrd of your own: vmm boot KERNEL --initrd INITRD"
+    )
 
 
 def test_lists_show_what_is_there_and_what_was(vmm: Vmm, connection: Connection) -> None:

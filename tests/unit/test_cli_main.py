@@ -36,7 +36,7 @@ def test_wrong_usage_is_one_line_and_a_hint(
     assert err.endswith("\n     see `vmm --help`\n")
 
 
-@pytest.mark.parametrize("command", ["ls", "dataspaces", "doctor", "run"])
+@pytest.mark.parametrize("command", ["ls", "dataspaces", "doctor", "run", "boot"])
 def test_without_core_every_command_says_what_to_do(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
 ) -> None:
@@ -65,6 +65,17 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = outcome(capsys, "--help")
     assert status == 0
     assert [name for name in COMMANDS if name not in out] == []
+
+
+@pytest.mark.parametrize("command", ["boot", "run", "doctor"])
+def test_help_tells_the_exit_statuses(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    status, out, _ = outcome(capsys, command, "--help")
+    assert status == 0
+    assert "Exit status: 0 when" in out
+
+
+def test_help_tells_sizes_as_they_are_written(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "[default: 256 MiB]" in outcome(capsys, "boot", "--help")[1]
 
 
 def test_an_interrupt_from_the_keyboard_is_130(monkeypatch: pytest.MonkeyPatch) -> None:

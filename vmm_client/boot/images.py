@@ -138,7 +138,10 @@ def _exclusive(path: Path, progress: Progress) -> Iterator[None]:
 def _storage_error(cache: Path, error: OSError) -> ImagesError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ImagesError(f"{DiskFullError(cache)}, {REMEDY}")
-    return ImagesError(f"cannot keep images in {cache}: {error.strerror}, {REMEDY}")
+    return ImagesError(
+        f"cannot keep images in {cache}: {error.strerror}; name another place in $XDG_CACHE_HOME, "
+        f"{REMEDY}"
+    )
 
 
 def _distribution() -> str:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Final
 
 from vmm_client import console
 from vmm_client.boards.pc import Ending
-from vmm_client.boot.images import default_cache, obtain
+from vmm_client.boot.entry import ImageError
+from vmm_client.boot.images import ImagesError, default_cache, obtain
 from vmm_client.boot.initramfs import SHELL, build
+from vmm_client.cli.ending import status_of
 from vmm_client.cli.sizes import Size
-from vmm_client.connection import connect
+from vmm_client.connection import Connection, connect
 from vmm_client.doctor.select import Need, select_engine
 from vmm_client.linux import LinuxImage, LinuxMachine
-
-STATUS: Final = {Ending.POWER_OFF: 0, Ending.HALTED: 0, Ending.RESET: 3, Ending.LEFT: 130}
 
 
 def boot(  # noqa: PLR0913 - the options of the command
@@ -27,10 +26,7 @@ def boot(  # noqa: PLR0913 - the options of the command
     memory: Size = 256 << 20,
     socket: str | None = None,
 ) -> int:
-    """Boot Linux, with its console on this terminal. Ctrl-A x leaves.
-
-    Exit status: 0 when the guest powered off or halted, 3 when it reset itself, 130 when you left.
-    1 and 2 as everywhere.
+    """See COMMANDS in `vmm_client.cli.main`.
 
     Parameters
     ----------
@@ -47,24 +43,31 @@ def boot(  # noqa: PLR0913 - the options of the command
     socket
         Core's socket; by default the one of $VMSESSION_SOCKET, yours, or the system's.
     """
-    image = _image(kernel, initrd, append)
     with connect(socket) as core:
+        image = _image(kernel, initrd, append)
         if engine == "auto":
             engine = select_engine(core, Need.STOCK_KERNEL)
-        with (
-            LinuxMachine(core, engine, image, memory, console.write) as machine,
-            console.attached(machine.receive, machine.leave),
-        ):
-            _say(f"booting on engine {engine}; {console.HELP}", end="\r\n")  # the terminal is raw
-            ending = machine.run()
+        return status_of(lambda: _run(core, engine, image, memory))
+
+
+def _run(core: Connection, engine: str, image: LinuxImage, memory: int) -> Ending:
+    with (
+        LinuxMachine(core, engine, image, memory, console.write) as machine,
+        console.attached(machine.receive, machine.leave),
+    ):
+        _say(f"booting on engine {engine}; {console.HELP}", end="\r\n")  # the terminal is raw
+        ending = machine.run()
     _say(f"the machine ended: {ending.value}")
-    return STATUS[ending]
+    return ending
 
 
 def _image(kernel: Path | None, initrd: Path | None, append: str) -> LinuxImage:
     if kernel is not None:
         return LinuxImage(kernel.read_bytes(), initrd.read_bytes() if initrd else b"", append)
-    images = obtain(default_cache(), _say)
+    try:
+        images = obtain(default_cache(), _say)
+    except ImagesError as error:
+        raise ImageError(f"{error}: vmm boot KERNEL --initrd INITRD") from error
     archive = initrd.read_bytes() if initrd else build(images.busybox.read_bytes(), SHELL)
     return LinuxImage(images.kernel.read_bytes(), archive, append)
 

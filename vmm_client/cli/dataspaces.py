@@ -22,7 +22,7 @@ def dataspaces(
     json: Annotated[bool, Parameter(negative="")] = False,
     socket: str | None = None,
 ) -> None:
-    """Tell who holds which memory: your process's own; everything for core's user.
+    """See COMMANDS in `vmm_client.cli.main`.
 
     Parameters
     ----------

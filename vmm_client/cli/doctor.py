@@ -23,10 +23,7 @@ def doctor(
     json: Annotated[bool, Parameter(negative="")] = False,
     socket: str | None = None,
 ) -> int:
-    """Find out which guest modes each engine runs on this host, how fast, and whether stock
-    kernels boot.
-
-    Exit status: 0 when some engine boots stock kernels, 1 when none does, or there is no core.
+    """See COMMANDS in `vmm_client.cli.main`.
 
     Parameters
     ----------

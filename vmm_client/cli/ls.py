@@ -19,7 +19,7 @@ def ls(
     json: Annotated[bool, Parameter(negative="")] = False,
     socket: str | None = None,
 ) -> None:
-    """List the sessions that core lets you see: your process's own; all of them for core's user.
+    """See COMMANDS in `vmm_client.cli.main`.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """Entry point of `vmm`, and how it fails.
 
 Exit status: 0 done, 1 an error (one line on stderr, and what to do next), 2 wrong usage, 130
-interrupted from the keyboard. `vmm run` adds its own.
+interrupted from the keyboard. `vmm run` and `vmm boot` add their own.
 """
 
 from __future__ import annotations
@@ -20,21 +20,67 @@ USAGE: Final = 2
 INTERRUPTED: Final = 130
 BROKEN_PIPE: Final = 141  # as a shell tells of SIGPIPE
 
-# name: (function, help); the module is imported when the command is used.
+HELP: Final = """\
+Virtual machines without privilege: the client of the vmsession core.
+
+Begin with `vmm doctor`: it tells what works here, and what to do where nothing does.
+
+Exit status: 0 done, 1 an error (a line on stderr, and what to do next), 2 wrong usage, 130
+interrupted from the keyboard. `vmm run` and `vmm boot` add their own."""
+
+# name: (function, help); the module is imported when the command is used, its help when it is asked for.
 COMMANDS: Final = {
-    "boot": ("vmm_client.cli.boot:boot", "Boot Linux, with its console on this terminal."),
-    "run": ("vmm_client.cli.run:run", "Run a flat binary as a guest."),
-    "ls": ("vmm_client.cli.ls:ls", "List the sessions that core lets you see."),
+    "boot": (
+        "vmm_client.cli.boot:boot",
+        """\
+Boot Linux, with its console on this terminal.
+
+Ctrl-A x leaves, Ctrl-A a sends Ctrl-A.
+
+Exit status: 0 when the guest powered off or halted, 3 when it reset itself, 4 after a triple fault,
+5 when the engine cannot go on, 130 when you left, 129 or 143 when SIGHUP or SIGTERM ended it; 1 and
+2 as everywhere.""",
+    ),
+    "run": (
+        "vmm_client.cli.run:run",
+        """\
+Run a flat binary as a guest.
+
+What it writes to COM1 or to port 0xe9 appears on stdout.
+
+Exit status: 0 when the guest powered off or halted with interrupts off, 3 when it reset itself,
+4 after a triple fault, 5 when the engine cannot go on; 1, 2 and 130 as everywhere.""",
+    ),
+    "ls": (
+        "vmm_client.cli.ls:ls",
+        """\
+List the sessions that core lets you see.
+
+Core's own user and root see all. Others see none from here: core shows them a session only in the
+process that made it.""",
+    ),
     "dataspaces": (
         "vmm_client.cli.dataspaces:dataspaces",
-        "Tell who holds which memory, now and before.",
+        """\
+Tell who holds which memory, now and before.
+
+Core's own user and root see all. Others see none from here: core shows them memory only in the
+process that made it.""",
     ),
-    "doctor": ("vmm_client.cli.doctor:doctor", "Find out what works on this host, and why not."),
+    "doctor": (
+        "vmm_client.cli.doctor:doctor",
+        """\
+Find out what works on this host, and why not.
+
+Tries guest modes and instructions on every engine, and says which engine boots stock kernels.
+
+Exit status: 0 when some engine boots stock kernels, 1 when none does, or there is no core.""",
+    ),
 }
 
 app = App(
     name="vmm",
-    help="Virtual machines without privilege: the client of the vmsession core.",
+    help=HELP,
     version=lambda: version("vmsession"),
     suppress_keyboard_interrupt=False,
     result_action="return_int_as_exit_code_else_zero",

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from cyclopts import Parameter
 
-from dataspace.registers import Segment
 from dataspace.vcpu_page import Reason
-from vmm_client.boards.pc import COM1, PC, Ending
+from vmm_client import console
+from vmm_client.boards.pc import COM1, PC
 from vmm_client.boot.flat import Mode, load
+from vmm_client.cli.ending import status_of
 from vmm_client.cli.sizes import Size
 from vmm_client.connection import connect
 from vmm_client.doctor.select import Need, select_engine
 from vmm_client.exits import Exit
-from vmm_client.machine import GuestFailed, Machine
+from vmm_client.machine import Machine
 
 DEBUG_PORT: Final = 0xE9
 CONSOLE_PORTS: Final = (DEBUG_PORT, *range(COM1, COM1 + 8))
-
-RESET: Final = 3
-SHUTDOWN: Final = 4
-STUCK: Final = 5
 
 NEEDS: Final = {
     Mode.REAL: Need.REAL_MODE,
@@ -40,7 +36,7 @@ class DebugPort:
         return DEBUG_PORT
 
     def write(self, _offset: int, _size: int, value: int) -> None:
-        _print(bytes([value]))
+        console.write(bytes([value]))
 
 
 def run(  # noqa: PLR0913 - one for each option
@@ -53,10 +49,7 @@ def run(  # noqa: PLR0913 - one for each option
     trace: Annotated[bool, Parameter(negative="")] = False,
     socket: str | None = None,
 ) -> int:
-    """Run a flat binary. What it writes to COM1 or to port 0xe9 appears on stdout.
-
-    Exit status: 0 when the guest powered off or halted with interrupts off, 3 when it reset
-    itself, 4 after a triple fault, 5 when the engine cannot go on. 1, 2 and 130 as everywhere.
+    """See COMMANDS in `vmm_client.cli.main`.
 
     Parameters
     ----------
@@ -80,30 +73,18 @@ def run(  # noqa: PLR0913 - one for each option
     with connect(socket) as core, core.create_ram(memory) as ram:
         if engine == "auto":
             engine = select_engine(core, NEEDS[Mode(mode)])
-        with core.create_session(engine, label=flat.name[:64]) as session:
+        with core.create_session(engine, label=_label(flat)) as session:
             session.attach(ram, gpa=0)
             entry = load(session.memory, image, Mode(mode), load_address)
-            pc = PC(_print)
+            pc = PC(console.write)
             pc.router.ports.add(DEBUG_PORT, 1, DebugPort())
             machine = Machine(session.create_vcpu(), pc, _trace if trace else None)
-            return _status_of(machine, dict(entry.registers))
+            return status_of(lambda: machine.run(entry.registers))
 
 
-def _status_of(machine: Machine, registers: dict[str, int | Segment]) -> int:
-    try:
-        ending = machine.run(registers)
-    except GuestFailed as failure:
-        print(
-            f"vmm: {failure}" + (f"\n     {failure.hint}" if failure.hint else ""), file=sys.stderr
-        )
-        return SHUTDOWN if failure.reason is Reason.SHUTDOWN else STUCK
-    return RESET if ending is Ending.RESET else 0
-
-
-def _print(data: bytes) -> None:
-    """At once, and past Python's own buffer: a guest's last words must not be lost."""
-    while data:
-        data = data[os.write(sys.stdout.fileno(), data) :]
+def _label(flat: Path) -> str:
+    """The file's name, as far as core takes it for a label."""
+    return "".join(filter(str.isprintable, flat.name))[:64]
 
 
 def _trace(exit_: Exit) -> None:

@@ -8,6 +8,8 @@ from typing import Annotated, Final
 
 from cyclopts import Parameter, Token
 
+from vmm_client.cli.output import size
+
 UNITS: Final = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
 
@@ -24,4 +26,4 @@ def _convert(_type: type, tokens: Sequence[Token]) -> int:
     return parse_size(tokens[0].value)
 
 
-Size = Annotated[int, Parameter(converter=_convert)]
+Size = Annotated[int, Parameter(converter=_convert, show_default=size)]
