@@ -133,6 +133,11 @@ def test_the_command_line_has_the_kernels_limit(memory: Memory) -> None:
         linux.load(memory, bzimage_file(cmdline_size=9), command_line="12345678é")
 
 
+def test_the_command_line_may_be_any_bytes(memory: Memory) -> None:
+    linux.load(memory, bzimage_file(), command_line=b"x=\xff".decode(errors="surrogateescape"))
+    assert memory.read(linux.COMMAND_LINE, 5) == b"x=\xff\0\0"
+
+
 def test_the_command_line_cannot_end_early(memory: Memory) -> None:
     with pytest.raises(ImageError, match="NUL at 5"):
         linux.load(memory, bzimage_file(), command_line="quiet\0init=/bin/sh")

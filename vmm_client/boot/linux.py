@@ -43,7 +43,7 @@ def load(
     ACPI tables' root, 0 for none.
 
     ImageError: the kernel is refused by `bzimage.parse`; kernel, initrd or command line exceed the
-    memory or what the kernel takes; the command line is not plain bytes.
+    memory or what the kernel takes; the command line holds a NUL.
     """
     image = bzimage.parse(kernel)
     line = _command_line(image, command_line)
@@ -73,7 +73,7 @@ def e820(memory_size: int) -> list[tuple[int, int, int]]:
 def _command_line(image: BzImage, command_line: str) -> bytes:
     if "\0" in command_line:
         raise ImageError(f"command line has a NUL at {command_line.index(chr(0))}: remove it")
-    line = command_line.encode()
+    line = command_line.encode(errors="surrogateescape")  # as the shell gave it
     if len(line) > image.command_line_limit:
         raise ImageError(
             f"command line of {len(line)} bytes, this kernel takes {image.command_line_limit}: "
