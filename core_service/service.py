@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import socket
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+SOCKET_PATH_LIMIT: Final = 107  # unix(7): sun_path, with the NUL that ends it
 STOP_GRACE: Final = 1.0
 STREAMS_PER_CONNECTION: Final = 1024
 SERVICES: Final = (
@@ -65,6 +68,7 @@ class Service:
         self._idle = Census()
         self._bound: list[Path] = []
         self._inner: Path | None = None
+        self._lock = -1
         self._server: grpc.aio.Server | None = None
         self._door: FrontDoor | None = None
         self._channels: FdChannels | None = None
@@ -72,10 +76,15 @@ class Service:
     async def start(self) -> None:
         """Serve. Raises OSError, SocketInUseError."""
         self._settings.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        try:
+            self._lock = lock(self._settings.lock)
+        except BlockingIOError:
+            raise SocketInUseError(str(self._settings.socket)) from None
         public = self._listen(self._settings.socket, socket.SOCK_STREAM)
         fds = self._listen(self._settings.fd_socket, socket.SOCK_SEQPACKET)
         self._inner = Path(tempfile.mkdtemp(prefix="vmcore-"))
         grpc_socket = self._inner / "grpc.sock"
+        check_path(grpc_socket)
         self._server = await self._serve_inner(grpc_socket)
         self._channels = FdChannels(self.core.clients, self.core.tickets, self.core.hand_out)
         self.core.on_client_end = self._channels.close_of
@@ -118,18 +127,22 @@ class Service:
 
     async def stop(self) -> None:
         """End all clients, then the sockets; nothing is left."""
+        if self._door:
+            self._door.stop_accepting()
         await self.core.stop()
         if self._channels:
             self._channels.close()
         if self._server:
             await self._server.stop(STOP_GRACE)
         if self._door:
-            await self._door.close()
+            self._door.close()
         for path in self._bound:
             with suppress(FileNotFoundError):
                 path.unlink()
         if self._inner:
             shutil.rmtree(self._inner, ignore_errors=True)
+        if self._lock >= 0:
+            os.close(self._lock)
         log.info("stopped")
 
     def extra_fds(self) -> int:
@@ -138,10 +151,21 @@ class Service:
         return take_census().total - self._idle.total - leases
 
 
+def lock(path: Path) -> int:
+    """The lock of the one core that serves in a directory, as an fd: it ends with its process, however
+    that ends, so the sockets that are found by who has it are stale. Raises BlockingIOError, OSError."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
 def listen(path: Path, kind: socket.SocketKind, mode: int) -> socket.socket:
-    """A listening socket at `path`, replacing a stale one. Raises SocketInUseError, OSError."""
-    if _answers(path, kind):
-        raise SocketInUseError(str(path))
+    """A listening socket at `path`, replacing a stale one. Raises OSError, which names the path."""
+    check_path(path)
     with suppress(FileNotFoundError):
         if stat.S_ISSOCK(path.lstat().st_mode):
             path.unlink()
@@ -153,14 +177,14 @@ def listen(path: Path, kind: socket.SocketKind, mode: int) -> socket.socket:
         finally:
             os.umask(old)
         listening.listen(BACKLOG)
-    except BaseException:
+    except OSError as error:
         listening.close()
-        raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
     return listening
 
 
-def _answers(path: Path, kind: socket.SocketKind) -> bool:
-    with socket.socket(socket.AF_UNIX, kind) as probe, suppress(OSError):
-        probe.connect(os.fspath(path))
-        return True
-    return False
+def check_path(path: Path) -> None:
+    """Raises OSError for a path that no UNIX socket can have."""
+    if len(os.fsencode(path)) > SOCKET_PATH_LIMIT:
+        why = f"the path of a socket has at most {SOCKET_PATH_LIMIT} bytes"
+        raise OSError(errno.ENAMETOOLONG, why, os.fspath(path))

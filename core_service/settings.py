@@ -7,6 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 GIB = 1 << 30
+CAPABILITIES = 1_000_000
+CLIENT_CAPABILITIES = 65_536
+
+
+def capabilities_within(descriptors: int) -> tuple[int, int]:
+    """The capabilities of core and of one client. Most are an fd of core's, so a quarter of the fds that
+    core may have is left for connections and engines, and no client can have all the rest."""
+    core = min(CAPABILITIES, descriptors * 3 // 4)
+    return core, min(CLIENT_CAPABILITIES, core // 4)
 
 
 def default_directory() -> Path:
@@ -23,9 +32,9 @@ class Settings:
     directory: Path = field(default_factory=default_directory)
     socket_mode: int = 0o660
     ram: int = 64 * GIB
-    capabilities: int = 1_000_000
+    capabilities: int = CAPABILITIES
     client_ram: int = 16 * GIB
-    client_capabilities: int = 65_536
+    client_capabilities: int = CLIENT_CAPABILITIES
     connections_per_user: int = 512
     sessions_per_user: int = 256
     grace: float = 5.0
@@ -44,3 +53,8 @@ class Settings:
     def fd_socket(self) -> Path:
         """The fd channel's socket."""
         return self.directory / "fds.sock"
+
+    @property
+    def lock(self) -> Path:
+        """Locked by the core that serves here."""
+        return self.directory / "core.lock"

@@ -1,0 +1,209 @@
+"""The command `vmcore`: one line that says what to do, or an orderly service."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from vmsession.v1 import core_pb2, vm_session_pb2
+
+from tests.integration.running_core import Stubs
+from tests.integration.waiting import eventually
+
+VMCORE = Path(sys.executable).parent / "vmcore"
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A short path, as sockets need."""
+    path = Path(tempfile.mkdtemp(prefix="vmcore-test-"))
+    yield path
+    shutil.rmtree(path)
+
+
+def refused(*arguments: object, environment: dict[str, str] | None = None) -> str:
+    """What `vmcore serve` says when it cannot serve: one line."""
+    completed = subprocess.run(
+        [VMCORE, "serve", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+        env=os.environ | (environment or {}),
+    )
+    *log, last = completed.stderr.splitlines()
+    assert completed.returncode == 1, completed
+    assert completed.stdout == ""
+    assert last.startswith("vmcore: ")
+    assert not [line for line in log if not line.startswith("timestamp=")], completed.stderr
+    return last
+
+
+def started(directory: Path, stderr: int, **popen: object) -> subprocess.Popen[str]:
+    """`vmcore serve`, which may or may not come to serve."""
+    return subprocess.Popen(
+        [VMCORE, "serve", "--directory", directory],
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        **popen,  # type: ignore[call-overload]
+    )
+
+
+def first_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout
+    return process.stdout.readline()
+
+
+def ended(process: subprocess.Popen[str]) -> int:
+    """Its status after SIGTERM."""
+    process.terminate()
+    process.communicate(timeout=20)
+    return process.returncode
+
+
+def test_a_directory_whose_path_is_too_long(directory: Path) -> None:
+    long = directory / ("x" * 100)
+    said = refused("--directory", long)
+    assert "at most 107 bytes" in said
+    assert str(long) in said
+    assert "choose another --directory" in said
+
+
+def test_a_temporary_directory_whose_path_is_too_long(directory: Path) -> None:
+    long = directory / ("x" * 100)
+    long.mkdir()
+    said = refused("--directory", directory, environment={"TMPDIR": str(long)})
+    assert "at most 107 bytes" in said
+    assert list(long.iterdir()) == []
+    assert not (directory / "core.sock").exists()
+
+
+def test_a_directory_that_is_none(directory: Path) -> None:
+    plain = directory / "file"
+    plain.touch()
+    assert str(plain) in refused("--directory", plain)
+    assert str(plain) in refused("--directory", plain / "below")
+
+
+def test_something_else_where_the_socket_belongs(directory: Path) -> None:
+    (directory / "core.sock").write_text("precious")
+    assert str(directory / "core.sock") in refused("--directory", directory)
+    assert (directory / "core.sock").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--socket-mode", "9"),
+        ("--socket-mode", "1000"),
+        ("--socket-mode", "rw"),
+        ("--grace", "-1"),
+        ("--grace", "nan"),
+        ("--grace", "soon"),
+    ],
+)
+def test_usage(option: str, value: str) -> None:
+    completed = subprocess.run(
+        [VMCORE, "serve", f"{option}={value}"],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert completed.returncode == 2
+    last = completed.stderr.splitlines()[-1]
+    assert f"argument {option}: {value!r} is no" in last
+
+
+def test_a_core_takes_over_what_a_killed_one_left(directory: Path) -> None:
+    first = started(directory, subprocess.DEVNULL)
+    assert first_line(first)
+    first.kill()
+    first.communicate()
+    assert (directory / "core.sock").exists()
+    second = started(directory, subprocess.DEVNULL)
+    assert first_line(second)
+    stubs = Stubs(directory / "core.sock")
+    assert stubs.core.GetInfo(core_pb2.GetInfoRequest()).client.pid == os.getpid()
+    stubs.close()
+    assert ended(second) == 0
+    assert not (directory / "core.sock").exists()
+
+
+def test_of_two_cores_at_once_one_serves(directory: Path) -> None:
+    """Also when neither saw the other's socket."""
+    both = [started(directory, subprocess.PIPE) for _ in range(2)]
+    lines = [first_line(process) for process in both]
+    assert sorted(bool(line) for line in lines) == [False, True]
+    loser, winner = sorted(both, key=lambda process: bool(lines[both.index(process)]))
+    _, error = loser.communicate(timeout=20)
+    assert loser.returncode == 1
+    assert "another core serves on" in error.splitlines()[-1]
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(os.fspath(directory / "core.sock"))
+    assert ended(winner) == 0
+
+
+def test_a_full_disk_under_the_log_costs_nobody_a_session(directory: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        core = started(directory, full.fileno())
+    assert first_line(core)
+    stubs = Stubs(directory / "core.sock")
+    create = vm_session_pb2.CreateSessionRequest(engine="soft")
+    name = stubs.vm.CreateSession(create).session.name
+    stubs.vm.DeleteSession(vm_session_pb2.DeleteSessionRequest(name=name))
+    assert stubs.totals().engine_processes == 0
+    stubs.close()
+    assert ended(core) == 0
+
+
+def test_a_parent_that_ignores_its_children(directory: Path) -> None:
+    """An ignored SIGCHLD is inherited, and would have the kernel reap engines."""
+    core = started(
+        directory,
+        subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN),
+    )
+    assert first_line(core)
+    stubs = Stubs(directory / "core.sock")
+    create = vm_session_pb2.CreateSessionRequest(engine="soft")
+    name = stubs.vm.CreateSession(create).session.name
+    stubs.vm.DeleteSession(vm_session_pb2.DeleteSessionRequest(name=name), timeout=15)
+    stubs.close()
+    assert ended(core) == 0
+
+
+def test_capabilities_are_bounded_by_the_fds_that_there_are(directory: Path) -> None:
+    limit = (800, 800)
+    core = started(
+        directory,
+        subprocess.DEVNULL,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, limit),
+    )
+    assert first_line(core)
+    stubs = Stubs(directory / "core.sock")
+    assert stubs.core.GetInfo(core_pb2.GetInfoRequest()).capabilities.limit == 150
+    stubs.close()
+    assert ended(core) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_core_starts(directory: Path, number: signal.Signals) -> None:
+    core = started(directory, subprocess.PIPE)
+    eventually((directory / "core.lock").exists)
+    core.send_signal(number)
+    _, error = core.communicate(timeout=20)
+    assert core.returncode == 0
+    assert "Traceback" not in error
+    assert not (directory / "core.sock").exists()
+    assert not (directory / "fds.sock").exists()
