@@ -12,25 +12,31 @@ import sys
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Final, TextIO, cast
 
 import structlog
 import uvloop
 
 from core_service.service import Service, SocketInUseError
-from core_service.settings import Settings, default_directory
+from core_service.settings import Settings, capabilities_within, default_directory
 
 PR_SET_DUMPABLE: Final = 4
+UNLIMITED_DESCRIPTORS: Final = 1 << 20
 
 
 def main() -> None:
     """Entry point: exit status 0 after an orderly stop, 1 if core cannot serve, 2 for usage."""
     arguments = _parser().parse_args()
     _configure_log(arguments.log_level)
-    settings = Settings(
-        directory=arguments.directory, socket_mode=arguments.socket_mode, grace=arguments.grace
-    )
     _protect_process()
+    capabilities, client_capabilities = capabilities_within(_raise_descriptor_limit())
+    settings = Settings(
+        directory=arguments.directory,
+        socket_mode=arguments.socket_mode,
+        grace=arguments.grace,
+        capabilities=capabilities,
+        client_capabilities=client_capabilities,
+    )
     try:
         uvloop.run(serve(settings))
     except SocketInUseError as error:
@@ -38,7 +44,7 @@ def main() -> None:
     except PermissionError as error:
         sys.exit(f"vmcore: {error}; choose a --directory that you may write")
     except OSError as error:
-        sys.exit(f"vmcore: cannot serve: {error}")
+        sys.exit(f"vmcore: cannot serve: {error}; choose another --directory")
 
 
 async def serve(settings: Settings) -> None:
@@ -86,17 +92,32 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _mode(text: str) -> int:
-    mode = int(text, 8)
-    if not 0 <= mode <= 0o777:
-        raise argparse.ArgumentTypeError(f"{text} is not within 0 and 777")
-    return mode
+    with suppress(ValueError):
+        if 0 <= (mode := int(text, 8)) <= 0o777:
+            return mode
+    raise argparse.ArgumentTypeError(f"{text!r} is no octal number within 0 and 777")
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 <= seconds <= 3600:
-        raise argparse.ArgumentTypeError(f"{text} is not within 0 and 3600 seconds")
-    return seconds
+    with suppress(ValueError):
+        if 0 <= (seconds := float(text)) <= 3600:
+            return seconds
+    raise argparse.ArgumentTypeError(f"{text!r} is not within 0 and 3600 seconds")
+
+
+class _Stderr:
+    """Standard error, of which nothing depends: a log that is full or gone must not keep core from
+    freeing what its clients leave."""
+
+    @staticmethod
+    def write(text: str) -> None:
+        with suppress(OSError):
+            sys.stderr.write(text)
+
+    @staticmethod
+    def flush() -> None:
+        with suppress(OSError):
+            sys.stderr.flush()
 
 
 def _configure_log(level: str) -> None:
@@ -108,14 +129,21 @@ def _configure_log(level: str) -> None:
             structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event"]),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Stderr())),
     )
 
 
 def _protect_process() -> None:
-    """As many fds as the system allows; and no other process of this user may look into core: it
-    holds every client's memory."""
+    """No other process of this user may look into core: it holds every client's memory. And engines are
+    reaped here, also if whoever started core ignores its own children's ends."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def _raise_descriptor_limit() -> int:
+    """As many fds as the system allows; how many that is."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return UNLIMITED_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
