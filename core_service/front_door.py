@@ -47,10 +47,15 @@ class FrontDoor:
             lambda: _Outside(self), sock=listening, backlog=BACKLOG
         )
 
-    async def close(self) -> None:
-        """Stop accepting and drop all connections."""
+    def stop_accepting(self) -> None:
+        """Let nobody in any more. Calling it again does nothing."""
         if self._server:
             self._server.close()
+            self._server = None
+
+    def close(self) -> None:
+        """Stop accepting and drop all connections."""
+        self.stop_accepting()
         for outside in list(self._open):
             outside.close()
 
@@ -195,9 +200,9 @@ class _Outside(_End):
         if self.transport.is_closing():
             self.other.close()
         elif self._early:
+            self.transport.resume_reading()  # first: the write may pause it again
             super().data_received(bytes(self._early))
             self._early.clear()
-            self.transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)

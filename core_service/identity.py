@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -36,9 +37,12 @@ def peer_pidfd(connection: socket.socket, pid: int) -> int | None:
 
     Raises ProcessLookupError if the process is gone already.
     """
-    with suppress(OSError):
+    try:
         raw = connection.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD, struct.calcsize("i"))
         return int(struct.unpack("i", raw)[0])
+    except OSError as error:
+        if error.errno in {errno.ESRCH, errno.EINVAL}:  # reaped: its pid may be another's by now
+            raise ProcessLookupError(error.errno, error.strerror) from error
     if pid == 0:
         return None
     try:

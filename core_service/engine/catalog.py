@@ -63,6 +63,7 @@ class Catalog:
         self._running: set[EngineProcess] = set()
         self._surveyed = 0.0
         self._survey: asyncio.Task[list[Found]] | None = None
+        self._closed = False
 
     @property
     def processes(self) -> int:
@@ -87,20 +88,25 @@ class Catalog:
 
     async def survey(self) -> list[Found]:
         """Start each engine once, and see."""
-        if self._survey is None or time.monotonic() - self._surveyed > SURVEY_AGE:
-            self._surveyed = time.monotonic()
+        if self._survey is None or (self._survey.done() and self._age() > SURVEY_AGE):
             self._survey = asyncio.get_running_loop().create_task(self._look())
         return await asyncio.shield(self._survey)
 
+    def _age(self) -> float:
+        return time.monotonic() - self._surveyed
+
     async def close(self) -> None:
-        """Stop what a survey still runs."""
+        """Start no more, and stop what a survey still runs."""
+        self._closed = True
         if self._survey:
             await self._survey
         for process in list(self._running):
             await process.stop()
 
     async def _look(self) -> list[Found]:
-        return list(await asyncio.gather(*(self._try(kind) for kind in KINDS)))
+        found = list(await asyncio.gather(*(self._try(kind) for kind in KINDS)))
+        self._surveyed = time.monotonic()
+        return found
 
     async def _try(self, kind: Kind) -> Found:
         try:
@@ -111,6 +117,8 @@ class Catalog:
         return Found(kind.name, process.hello, "")
 
     async def _start(self, kind: Kind) -> EngineProcess:
+        if self._closed:
+            raise Refusal("SHUTTING_DOWN", "core is stopping; retry with the next one")
         if not kind.executable.exists():
             raise self._unavailable(
                 kind.name, "it was not built: install vmsession with gcc present"

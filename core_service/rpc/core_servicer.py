@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc.aio
 from vmsession.v1 import core_pb2, core_pb2_grpc
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from core_service.core import Core
 
 Context = grpc.aio.ServicerContext[Any, Any]
+
+VERSION: Final = version("vmsession")
 
 
 class CoreServicer(core_pb2_grpc.CoreServiceServicer):
@@ -30,7 +32,7 @@ class CoreServicer(core_pb2_grpc.CoreServiceServicer):
     ) -> core_pb2.GetInfoResponse:
         client = self._core.clients.of(context.peer())
         return core_pb2.GetInfoResponse(
-            version=version("vmsession"),
+            version=VERSION,
             page_abi=ABI,
             fd_channel_path=str(self._core.settings.fd_socket),
             client=convert.identity(client.identity),
