@@ -90,16 +90,21 @@ static int64_t until(uint64_t deadline)
 	return left < PAGE_WAIT_SLEEP_LIMIT_NS ? left : PAGE_WAIT_SLEEP_LIMIT_NS;
 }
 
-/* Wait until exit_seq is no longer `seen`. False with an exception set if a signal handler raised. */
-static bool wait_for_exit(Waiter *self, struct vcpu_page *page, uint32_t seen, double timeout)
+static PyObject *exit_seq_object(struct vcpu_page *page)
+{
+	return PyLong_FromUnsignedLong(atomic_load_explicit(WORD(page->engine.exit_seq), memory_order_acquire));
+}
+
+/* Wait until exit_seq is no longer `seen`, and return it; NULL with an exception set if a signal handler raised. */
+static PyObject *wait_for_exit(Waiter *self, struct vcpu_page *page, uint32_t seen, double timeout)
 {
 	_Atomic uint32_t *exit_seq = WORD(page->engine.exit_seq);
 	if (page_moved(exit_seq, seen))
-		return true;
+		return exit_seq_object(page);
 
 	Py_buffer pinned; /* the page must outlive the wait even if another thread releases it meanwhile */
 	if (PyObject_GetBuffer(self->buffer.obj, &pinned, PyBUF_WRITABLE) < 0)
-		return false;
+		return NULL;
 	uint64_t deadline = page_now_ns() + (uint64_t)(timeout * 1e9);
 	bool moved, fine = true;
 
@@ -121,13 +126,9 @@ static bool wait_for_exit(Waiter *self, struct vcpu_page *page, uint32_t seen, d
 			break;
 	}
 	PyEval_RestoreThread(thread);
-	PyBuffer_Release(&pinned);
-	return fine;
-}
-
-static PyObject *exit_seq_object(struct vcpu_page *page)
-{
-	return PyLong_FromUnsignedLong(atomic_load_explicit(WORD(page->engine.exit_seq), memory_order_acquire));
+	PyObject *answer = fine ? exit_seq_object(page) : NULL;
+	PyBuffer_Release(&pinned); /* perhaps the last hold on the page */
+	return answer;
 }
 
 static bool parse_timeout(double timeout)
@@ -142,25 +143,23 @@ static PyObject *Waiter_wait(Waiter *self, PyObject *args)
 {
 	unsigned int seen;
 	double timeout;
-	struct vcpu_page *page = page_of(self);
-	if (!page || !PyArg_ParseTuple(args, "Id", &seen, &timeout) || !parse_timeout(timeout))
+	if (!PyArg_ParseTuple(args, "Id", &seen, &timeout) || !parse_timeout(timeout))
 		return NULL;
-	if (!wait_for_exit(self, page, seen, timeout))
-		return NULL;
-	return exit_seq_object(page);
+	struct vcpu_page *page = page_of(self); /* after the arguments, whose conversion may release it */
+	return page ? wait_for_exit(self, page, seen, timeout) : NULL;
 }
 
 static PyObject *Waiter_exchange(Waiter *self, PyObject *arg)
 {
-	struct vcpu_page *page = page_of(self);
 	double timeout = PyFloat_AsDouble(arg);
-	if (!page || (timeout == -1.0 && PyErr_Occurred()) || !parse_timeout(timeout))
+	if ((timeout == -1.0 && PyErr_Occurred()) || !parse_timeout(timeout))
+		return NULL;
+	struct vcpu_page *page = page_of(self);
+	if (!page)
 		return NULL;
 	uint32_t seen = atomic_load_explicit(WORD(page->engine.exit_seq), memory_order_acquire);
 	publish_run(page);
-	if (!wait_for_exit(self, page, seen, timeout))
-		return NULL;
-	return exit_seq_object(page);
+	return wait_for_exit(self, page, seen, timeout);
 }
 
 static PyObject *ask(Waiter *self, size_t counter)
@@ -245,7 +244,8 @@ static void announce(Py_ssize_t count, struct vcpu_page **pages, uint32_t step)
 		atomic_fetch_add_explicit(WORD(pages[i]->vmm.vmm_waiting), step, memory_order_seq_cst);
 }
 
-static void sleep_on_all(Py_ssize_t count, struct vcpu_page **pages, const uint32_t *seen, int64_t limit_ns)
+/* False with errno if the system does not let us wait: a loop that took it for a wake-up would spin. */
+static bool sleep_on_all(Py_ssize_t count, struct vcpu_page **pages, const uint32_t *seen, int64_t limit_ns)
 {
 	struct futex_waitv waits[WAIT_ANY_PAGES];
 	for (Py_ssize_t i = 0; i < count; i++)
@@ -254,23 +254,48 @@ static void sleep_on_all(Py_ssize_t count, struct vcpu_page **pages, const uint3
 						.flags = FUTEX_32};
 	uint64_t wake_at = page_now_ns() + (uint64_t)limit_ns;
 	struct timespec limit = {.tv_sec = (time_t)(wake_at / 1000000000u), .tv_nsec = (long)(wake_at % 1000000000u)};
-	syscall(SYS_futex_waitv, waits, (unsigned int)count, 0, &limit, CLOCK_MONOTONIC);
+	if (syscall(SYS_futex_waitv, waits, (unsigned int)count, 0, &limit, CLOCK_MONOTONIC) >= 0)
+		return true;
+	return errno == EAGAIN || errno == ETIMEDOUT || errno == EINTR;
 }
 
-static bool collect(PyObject *waiters, PyObject *counters, Py_ssize_t count, struct vcpu_page **pages, uint32_t *seen)
+static bool collect_counters(PyObject *counters, Py_ssize_t count, uint32_t *seen)
 {
 	for (Py_ssize_t i = 0; i < count; i++) {
-		PyObject *waiter = PyTuple_GET_ITEM(waiters, i);
-		if (!PyObject_TypeCheck(waiter, &WaiterType)) {
-			PyErr_SetString(PyExc_TypeError, "wait_any takes a tuple of Waiter");
-			return false;
-		}
-		pages[i] = page_of((Waiter *)waiter);
-		if (!pages[i])
-			return false;
 		seen[i] = (uint32_t)PyLong_AsUnsignedLongMask(PyTuple_GET_ITEM(counters, i));
 		if (PyErr_Occurred())
 			return false;
+	}
+	return true;
+}
+
+static void unpin(Py_ssize_t count, Py_buffer *pinned)
+{
+	for (Py_ssize_t i = 0; i < count; i++)
+		PyBuffer_Release(&pinned[i]);
+}
+
+static bool pin(PyObject *waiter, Py_buffer *pinned)
+{
+	if (!PyObject_TypeCheck(waiter, &WaiterType)) {
+		PyErr_SetString(PyExc_TypeError, "wait_any takes a tuple of Waiter");
+		return false;
+	}
+	if (!page_of((Waiter *)waiter))
+		return false;
+	return PyObject_GetBuffer(((Waiter *)waiter)->buffer.obj, pinned, PyBUF_WRITABLE) == 0;
+}
+
+/* All pages, which must outlive the wait even if another thread releases them meanwhile; or none. */
+static bool pin_all(PyObject *waiters, Py_ssize_t count, Py_buffer *pinned, struct vcpu_page **pages)
+{
+	for (Py_ssize_t i = 0; i < count; i++) {
+		PyObject *waiter = PyTuple_GET_ITEM(waiters, i);
+		if (!pin(waiter, &pinned[i])) {
+			unpin(i, pinned);
+			return false;
+		}
+		pages[i] = ((Waiter *)waiter)->buffer.buf;
 	}
 	return true;
 }
@@ -289,16 +314,10 @@ static PyObject *wait_any(PyObject *module, PyObject *args)
 				    WAIT_ANY_PAGES, count);
 	struct vcpu_page *pages[WAIT_ANY_PAGES];
 	uint32_t seen[WAIT_ANY_PAGES];
-	if (!collect(waiters, counters, count, pages, seen))
-		return NULL;
-
 	Py_buffer pinned[WAIT_ANY_PAGES];
-	for (Py_ssize_t i = 0; i < count; i++)
-		if (PyObject_GetBuffer(((Waiter *)PyTuple_GET_ITEM(waiters, i))->buffer.obj, &pinned[i], PyBUF_WRITABLE) < 0) {
-			while (i--)
-				PyBuffer_Release(&pinned[i]);
-			return NULL;
-		}
+	/* the counters first: their conversion may release a page */
+	if (!collect_counters(counters, count, seen) || !pin_all(waiters, count, pinned, pages))
+		return NULL;
 	uint64_t deadline = page_now_ns() + (uint64_t)(timeout * 1e9);
 	bool fine = true;
 	int moved = first_moved(count, pages, seen);
@@ -306,18 +325,23 @@ static PyObject *wait_any(PyObject *module, PyObject *args)
 		int64_t limit = until(deadline);
 		if (limit <= 0)
 			break;
+		int refused = 0;
 		Py_BEGIN_ALLOW_THREADS
 		announce(count, pages, 1);
 		moved = first_moved(count, pages, seen);
-		if (moved < 0)
-			sleep_on_all(count, pages, seen, limit);
+		if (moved < 0 && !sleep_on_all(count, pages, seen, limit))
+			refused = errno;
 		announce(count, pages, (uint32_t)-1);
 		moved = first_moved(count, pages, seen);
 		Py_END_ALLOW_THREADS
 		fine = PyErr_CheckSignals() == 0;
+		if (fine && moved < 0 && refused) {
+			errno = refused;
+			PyErr_SetFromErrno(PyExc_OSError);
+			fine = false;
+		}
 	}
-	for (Py_ssize_t i = 0; i < count; i++)
-		PyBuffer_Release(&pinned[i]);
+	unpin(count, pinned);
 	return fine ? PyLong_FromLong(moved) : NULL;
 }
 
