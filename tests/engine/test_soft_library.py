@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from core_service.engine import protocol
 from core_service.engine.native import build
+from core_service.engine.protocol import Status, Transport, Type
 from tests.engine.harness import Engine, EngineGoneError, environment
 
 VARIABLE = "VMSESSION_BOCHS"
@@ -91,6 +93,18 @@ def test_no_build_id(tmp_path: Path, library: bytes) -> None:
     assert library[at : at + 4] == b"\x03\0\0\0"
     text = refusal_of(tmp_path / "none", library[:at] + b"\x07\0\0\0" + library[at + 4 :])
     assert f"build-id none, wanted {BUILD_ID.hex()}" in text
+
+
+def test_missing_symbol(tmp_path: Path, library: bytes) -> None:
+    """It is found only when the first vCPU is created, and is told as what it is."""
+    path = tmp_path / "missing"
+    path.write_bytes(library.replace(b"cpu_new\0", b"cpu_old\0"))
+    with Engine(build.IN_TREE / "vmsession-soft", {VARIABLE: str(path)}) as engine:
+        engine.hello()
+        stream = Transport.STREAM
+        response = engine.ask(lambda n: protocol.vcpu_packet(Type.CREATE_VCPU, n, 0, stream))
+    assert response.status == Status.UNSUPPORTED
+    assert "undefined symbol: cpu_old" in response.text
 
 
 def test_crazy_program_headers(tmp_path: Path, library: bytes) -> None:

@@ -54,7 +54,8 @@ static void *vcpu_main(void *argument)
 {
 	struct vcpu *vcpu = argument;
 	name_thread(vcpu);
-	if (backend.vcpu_create(vcpu, &vcpu->common->failure) == CHANNEL_OK) {
+	vcpu->common->created = backend.vcpu_create(vcpu, &vcpu->common->failure);
+	if (vcpu->common->created == CHANNEL_OK) {
 		introduce(vcpu);
 		enter_phase(vcpu, PHASE_STOPPED);
 		if (vcpu_start_up(vcpu) == RUN_GO)
@@ -108,11 +109,11 @@ static enum channel_status start_thread(struct vcpu *vcpu, struct failure *failu
 		return failed_call(failure, "vCPU %u: thread", vcpu->index);
 	while (atomic_load(phase) == PHASE_CREATING)
 		futex_sleep(phase, PHASE_CREATING, PAGE_WAIT_SLEEP_LIMIT_NS);
-	if (atomic_load(phase) != PHASE_ENDED)
+	if (vcpu->common->created == CHANNEL_OK)
 		return CHANNEL_OK;
 	pthread_join(vcpu->thread, NULL);
 	*failure = vcpu->common->failure;
-	return failure->error ? CHANNEL_KERNEL : CHANNEL_LIMIT;
+	return vcpu->common->created;
 }
 
 enum channel_status vcpu_start(struct vm *vm, uint32_t index, uint32_t transport, int page_fd, struct failure *failure)
