@@ -111,6 +111,21 @@ def test_task_priority_is_cr8(halted: Vcpu) -> None:
     assert halted.scalar("cr8") == 9
 
 
+def test_registers_charged_before_a_refused_reply_are_kept(halted: Vcpu) -> None:
+    halted.charge(rax=0x77)
+    halted.pause()
+    halted.expect(Reason.PAUSED)
+    halted.charge(lstar=1 << 47)
+    halted.expect(Reason.INVALID_STATE)
+    assert halted.scalar("rax") == 0x77
+
+
+def test_a_refused_reply_does_not_wake(halted: Vcpu) -> None:
+    halted.charge(cr8=16, activity=0)
+    halted.expect(Reason.INVALID_STATE)
+    halted.expect(Reason.HLT)
+
+
 @pytest.mark.parametrize(
     ("register", "value"),
     [("cr8", 16), ("efer", 1 << 20), ("gdtr", Segment(0, 0, 0x10000, 0)), ("cr4", 1 << 63)],

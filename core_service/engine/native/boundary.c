@@ -50,7 +50,7 @@ static uint64_t read_rip(struct vcpu *vcpu)
 static void charge_halt(struct vcpu *vcpu, struct vcpu_vmm_half *charged)
 {
 	struct vcpu_common *common = vcpu->common;
-	if (common->activity == ACTIVITY_HALTED && !(charged->charged[0] & RIP))
+	if (common->rest.activity == ACTIVITY_HALTED && !(charged->charged[0] & RIP))
 		return;
 	uint64_t ip = charged->charged[0] & RIP ? charged->scalar[REG_RIP] : read_rip(vcpu);
 	vcpu_halt(vcpu, ip, HLT_LENGTH);
@@ -65,26 +65,30 @@ static void charge_activity(struct vcpu *vcpu, struct vcpu_vmm_half *charged)
 	if (activity == ACTIVITY_HALTED)
 		charge_halt(vcpu, charged);
 	else
-		vcpu->common->activity = activity;
+		vcpu->common->rest.activity = activity;
 }
 
 bool boundary_charge(struct vcpu *vcpu, struct vcpu_vmm_half *charged, const uint8_t *fpu)
 {
+	const struct rest before = vcpu->common->rest;
 	if (charged->charged[0] & ACTIVITY)
 		charge_activity(vcpu, charged);
 	else if (charged->charged[0] & RIP)
-		vcpu->common->activity = ACTIVITY_ACTIVE; /* the VMM's explicit advance */
+		vcpu->common->rest.activity = ACTIVITY_ACTIVE; /* the VMM's explicit advance */
 	if (!charged->charged[0] && !charged->charged[1])
 		return true;
-	return backend.write_state(vcpu, charged, fpu);
+	if (backend.write_state(vcpu, charged, fpu))
+		return true;
+	vcpu->common->rest = before; /* what was refused wakes nobody */
+	return false;
 }
 
 static void show_activity(struct vcpu *vcpu, uint64_t wanted)
 {
 	const struct vcpu_common *common = vcpu->common;
-	if (common->activity == ACTIVITY_HALTED)
-		vcpu->half->scalar[REG_RIP] = common->halt_ip;
-	vcpu->half->scalar[REG_ACTIVITY] = common->activity;
+	if (common->rest.activity == ACTIVITY_HALTED)
+		vcpu->half->scalar[REG_RIP] = common->rest.halt_ip;
+	vcpu->half->scalar[REG_ACTIVITY] = common->rest.activity;
 	vcpu->half->valid[0] |= wanted & ACTIVITY;
 }
 
@@ -102,13 +106,13 @@ void boundary_read(struct vcpu *vcpu, const uint64_t wanted[2])
 
 static bool interruptible(struct vcpu *vcpu)
 {
-	return backend.event_flags(vcpu) & EXIT_INTERRUPTIBLE && vcpu->common->activity != ACTIVITY_SHUTDOWN;
+	return backend.event_flags(vcpu) & EXIT_INTERRUPTIBLE && vcpu->common->rest.activity != ACTIVITY_SHUTDOWN;
 }
 
 static bool inject(struct vcpu *vcpu, uint32_t injection, uint32_t error)
 {
 	bool interrupt = (injection >> INJECT_TYPE_SHIFT & 7) == INJECT_INTERRUPT;
-	if (vcpu->common->activity == ACTIVITY_SHUTDOWN || (interrupt && !interruptible(vcpu)))
+	if (vcpu->common->rest.activity == ACTIVITY_SHUTDOWN || (interrupt && !interruptible(vcpu)))
 		return false;
 	return backend.inject(vcpu, injection, error);
 }
@@ -122,7 +126,7 @@ static void inject_owed(struct vcpu *vcpu)
 	vcpu->common->injection_result = taken ? INJECTION_TAKEN : INJECTION_NOT_TAKEN;
 	owed->injection = 0;
 	if (taken)
-		vcpu->common->activity = ACTIVITY_ACTIVE; /* it wakes from HLT, whose end the CPU already stands at */
+		vcpu->common->rest.activity = ACTIVITY_ACTIVE; /* it wakes from HLT, whose end the CPU already stands at */
 }
 
 static bool charge_owed(struct vcpu *vcpu)
@@ -154,13 +158,13 @@ static void state_refused(struct vcpu *vcpu)
 static void repeat_activity(struct vcpu *vcpu)
 {
 	const struct vcpu_common *common = vcpu->common;
-	if (common->activity == ACTIVITY_SHUTDOWN) {
+	if (common->rest.activity == ACTIVITY_SHUTDOWN) {
 		vcpu_exit(vcpu, EXIT_SHUTDOWN, backend.event_flags(vcpu));
 		return;
 	}
 	struct vcpu_exit *exit = vcpu_exit(vcpu, EXIT_HLT, backend.event_flags(vcpu) | EXIT_IP_VALID);
-	exit->ip = common->halt_ip;
-	exit->instruction_length = common->halt_length;
+	exit->ip = common->rest.halt_ip;
+	exit->instruction_length = common->rest.halt_length;
 }
 
 /* Fill the exit that is due at this boundary, if any. */
@@ -177,7 +181,7 @@ static bool exit_due(struct vcpu *vcpu, unsigned attention)
 		vcpu_exit(vcpu, EXIT_PAUSED, backend.event_flags(vcpu));
 	else if (attention & ATTENTION_WINDOW && interruptible(vcpu))
 		vcpu_exit(vcpu, EXIT_WINDOW, backend.event_flags(vcpu));
-	else if (vcpu->common->activity != ACTIVITY_ACTIVE)
+	else if (vcpu->common->rest.activity != ACTIVITY_ACTIVE)
 		repeat_activity(vcpu);
 	else
 		return false;
@@ -202,12 +206,12 @@ enum run_verdict vcpu_boundary(struct vcpu *vcpu)
 
 void vcpu_halt(struct vcpu *vcpu, uint64_t ip, uint32_t length)
 {
-	vcpu->common->activity = ACTIVITY_HALTED;
-	vcpu->common->halt_ip = ip;
-	vcpu->common->halt_length = length;
+	vcpu->common->rest.activity = ACTIVITY_HALTED;
+	vcpu->common->rest.halt_ip = ip;
+	vcpu->common->rest.halt_length = length;
 }
 
 void vcpu_shut_down(struct vcpu *vcpu)
 {
-	vcpu->common->activity = ACTIVITY_SHUTDOWN;
+	vcpu->common->rest.activity = ACTIVITY_SHUTDOWN;
 }

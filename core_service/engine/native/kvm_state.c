@@ -244,7 +244,9 @@ bool kvm_write_state(struct vcpu *vcpu, const struct vcpu_vmm_half *charged, con
 	struct kvm_vcpu *own = kvm_vcpu(vcpu);
 	bool at_once = charged->charged[0] & ~can_wait || charged->charged[1];
 
-	bool entered = write_directly(own, charged, fpu) && write_synchronized(own, charged) &&
+	/* What waits from before is not to be lost with what may be refused now. */
+	bool settled = !at_once || !own->run->kvm_dirty_regs || commit(own);
+	bool entered = settled && write_directly(own, charged, fpu) && write_synchronized(own, charged) &&
 		       (!at_once || commit(own));
 	if (!entered) {
 		own->run->kvm_dirty_regs = 0;

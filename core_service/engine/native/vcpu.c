@@ -10,6 +10,8 @@
 #include "reply.h"
 #include "vm.h"
 
+#define FPU (1ull << VCPU_FPU_BIT)
+
 /* acquire: the record behind the counter is seen with it */
 static uint32_t page_word(const uint32_t *word)
 {
@@ -108,14 +110,12 @@ static void take_reply(struct vcpu *vcpu, const struct vcpu_vmm_half *from)
 {
 	atomic_store(&vcpu->common->phase, PHASE_REPLYING);
 	page_copy_reply(&vcpu->reply, from, data_wanted(&vcpu->half->exit));
-	if (vcpu->page && vcpu->reply.charged[1] >> VCPU_FPU_BIT & 1)
-		page_copy_fpu(vcpu);
 }
 
 static enum channel_status set_state(struct vcpu *vcpu, const struct command *command)
 {
 	struct vcpu_vmm_half charged = command->run->vmm;
-	const uint64_t accepted[2] = {backend.registers[0], backend.registers[1] & ~(1ull << VCPU_FPU_BIT)};
+	const uint64_t accepted[2] = {backend.registers[0], backend.registers[1] & ~FPU};
 	enum vcpu_refusal refusal = reply_check_registers(&charged, accepted);
 	if (!refusal && !boundary_charge(vcpu, &charged, NULL))
 		refusal = REFUSED_STATE;
@@ -140,7 +140,9 @@ static enum channel_status perform(struct vcpu *vcpu, struct command *command)
 			      "vCPU %u stands in the middle of an instruction", vcpu->index);
 	if (command->type == CHANNEL_SET_STATE)
 		return set_state(vcpu, command);
-	read_wanted(vcpu, run->vmm.reply.wanted);
+	/* Not the FPU, whose area has no place in the answer. */
+	const uint64_t wanted[2] = {run->vmm.reply.wanted[0], run->vmm.reply.wanted[1] & ~FPU};
+	read_wanted(vcpu, wanted);
 	*command->state = *vcpu->half;
 	return CHANNEL_OK;
 }
@@ -239,6 +241,9 @@ enum run_verdict vcpu_exchange(struct vcpu *vcpu)
 			vcpu_withdraw_window(vcpu);
 		if (vcpu->reply.reply.flags & REPLY_FETCH)
 			continue;
+		/* Not before the check: a reply that is refused leaves what waits for the boundary alone. */
+		if (vcpu->reply.charged[1] & FPU)
+			page_copy_fpu(vcpu);
 		boundary_owe(vcpu);
 		hold_enter_guest(vcpu);
 		return RUN_GO;

@@ -46,6 +46,13 @@ struct command {
 	enum channel_status status;
 };
 
+/* What the vCPU does instead of executing. */
+struct rest {
+	enum vcpu_activity activity;
+	uint64_t halt_ip; /* with ACTIVITY_HALTED: of the HLT, and its length */
+	uint32_t halt_length;
+};
+
 /* What waits for the next instruction boundary. */
 struct owed {
 	bool complete;
@@ -72,12 +79,11 @@ struct vcpu_common {
 
 	/* instruction boundary, see boundary.c */
 	struct owed owed;
-	enum vcpu_activity activity;
-	uint64_t halt_ip;
-	uint32_t halt_length;
+	struct rest rest;
 	enum vcpu_injection_result injection_result; /* goes into the next exit */
 
-	struct failure failure; /* of vcpu_create */
+	enum channel_status created; /* what vcpu_create said, and why */
+	struct failure failure;
 	_Atomic uint32_t dismissed; /* all vCPUs have ended: the thread may destroy its own */
 };
 
