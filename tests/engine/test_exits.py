@@ -132,9 +132,11 @@ def test_msr_read_and_write(engine: Engine, transport: Transport) -> None:
         exit_ = vcpu.expect(Reason.MSR)
         assert exit_.address == 0x1234567
         assert exit_.flags & ExitFlag.READ
+        assert (exit_.size, exit_.count) == (8, 1)
         vcpu.reply.set_value(0xAAAABBBBCCCCDDDD)
         exit_ = vcpu.expect(Reason.MSR)
         assert not exit_.flags & ExitFlag.READ
+        assert (exit_.size, exit_.count) == (8, 1)
         assert exit_.value == 0x1122334455667788
         ran_to_end(vcpu)
         assert vcpu.fetch("rsi", "rdi") == {"rsi": 0xCCCCDDDD, "rdi": 0xAAAABBBB}
@@ -226,6 +228,33 @@ def test_fpu_state_moves_with_the_page(engine: Engine) -> None:
         vcpu.expect(Reason.HLT)
         vcpu.fetch("fpu")
         assert vcpu.map[0x1000 + 160 : 0x1000 + 176] == bytes(range(16))
+
+
+def test_a_refused_reply_leaves_fpu_state_that_waits_alone(engine: Engine) -> None:
+    """Charged at the first of an instruction's two exits; the reply to the second is refused."""
+    with guest(engine, Transport.PAGE, f"mov [{HOLE + 0xFFE}], eax; hlt; hlt") as vcpu:
+        vcpu.expect(Reason.MMIO)
+        charge_xmm0(vcpu, b"\x11" * 16)
+        vcpu.expect(Reason.MMIO)
+        charge_xmm0(vcpu, b"\x22" * 16)
+        vcpu.reply.set_flags(0x80)
+        vcpu.expect(Reason.INVALID_STATE)
+        vcpu.expect(Reason.HLT)
+        vcpu.fetch("fpu")
+        assert vcpu.map
+        assert vcpu.map[0x1000 + 160 : 0x1000 + 176] == b"\x11" * 16
+
+
+def charge_xmm0(vcpu: Vcpu, value: bytes) -> None:
+    """In an FPU area that is otherwise initial: SDM vol. 1, 13.4."""
+    area = bytearray(576)
+    area[0:2] = (0x37F).to_bytes(2, "little")
+    area[24:28] = (0x1F80).to_bytes(4, "little")
+    area[160:176] = value
+    area[512] = 3  # XSTATE_BV: x87, SSE
+    assert vcpu.map
+    vcpu.map[0x2000 : 0x2000 + len(area)] = area
+    vcpu.reply.charge_fpu()
 
 
 def test_memory_is_what_both_see(engine: Engine, transport: Transport) -> None:

@@ -121,11 +121,20 @@ void soft_write_mmio(struct soft_vcpu *soft, uint64_t gpa, uint32_t bytes, const
 
 /* ---- model-specific registers that Bochs does not have; false raises #GP */
 
+static struct vcpu_exit *exit_msr(struct soft_vcpu *soft, uint32_t msr, uint32_t flags)
+{
+	struct vcpu_exit *exit = exit_here(soft, EXIT_MSR, flags);
+	exit->address = msr;
+	exit->size = sizeof(exit->value);
+	exit->count = 1;
+	return exit;
+}
+
 bool soft_read_msr(uint32_t msr, uint64_t *value) __asm__("_ZN8BX_CPU_C20handle_unknown_rdmsrEjPm");
 bool soft_read_msr(uint32_t msr, uint64_t *value)
 {
 	struct soft_vcpu *soft = soft_current;
-	exit_here(soft, EXIT_MSR, EXIT_READ)->address = msr;
+	exit_msr(soft, msr, EXIT_READ);
 	const struct vcpu_reply *reply = exchange(soft);
 	*value = reply->value;
 	return !(reply->flags & REPLY_FAULT);
@@ -135,8 +144,6 @@ bool soft_write_msr(uint32_t msr, uint64_t value) __asm__("_ZN8BX_CPU_C20handle_
 bool soft_write_msr(uint32_t msr, uint64_t value)
 {
 	struct soft_vcpu *soft = soft_current;
-	struct vcpu_exit *exit = exit_here(soft, EXIT_MSR, 0);
-	exit->address = msr;
-	exit->value = value;
+	exit_msr(soft, msr, 0)->value = value;
 	return !(exchange(soft)->flags & REPLY_FAULT);
 }
