@@ -193,6 +193,12 @@ def test_get_and_set_state(engine: Engine, transport: Transport) -> None:
         assert vcpu.expect(Reason.PORT).value == 0x3C
 
 
+def test_get_state_has_no_room_for_the_fpu(engine: Engine, transport: Transport) -> None:
+    with guest(engine, transport, "hlt") as vcpu:
+        vcpu.expect(Reason.HLT)
+        assert vcpu.state("rax", "fpu").masks == mask(("rax",))
+
+
 def test_set_state_refuses_what_a_reply_may_not_charge(engine: Engine) -> None:
     with guest(engine, Transport.STREAM, "hlt") as vcpu:
         vcpu.expect(Reason.HLT)
@@ -246,6 +252,14 @@ def test_the_end_of_the_channel_is_the_end(
             engine.channel.shutdown(socket.SHUT_RDWR)
             engine.channel.close()
             assert engine.wait() == 0
+
+
+def test_half_a_channel_is_the_end(spawn: Callable[[], Engine]) -> None:
+    """Core that will not send any more, though it might still read."""
+    with spawn() as engine:
+        engine.hello()
+        engine.channel.shutdown(socket.SHUT_WR)
+        assert engine.wait() == 0
 
 
 def test_what_a_vm_costs_the_process(engine: Engine, transport: Transport) -> None:

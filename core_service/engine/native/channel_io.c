@@ -17,12 +17,12 @@ bool channel_valid(void)
 	return getsockopt(CHANNEL_FD, SOL_SOCKET, SO_TYPE, &type, &size) == 0 && type == SOCK_SEQPACKET;
 }
 
-/* An empty packet reads like the end. */
+/* An empty packet reads like the end. Core that only shut down its sending side has ended as well. */
 static bool hung_up(void)
 {
-	struct pollfd channel = {.fd = CHANNEL_FD};
+	struct pollfd channel = {.fd = CHANNEL_FD, .events = POLLRDHUP};
 	poll(&channel, 1, 0);
-	return channel.revents & (POLLHUP | POLLERR);
+	return channel.revents & (POLLRDHUP | POLLHUP | POLLERR);
 }
 
 /* The first descriptor is the packet's, the others are closed. Returns how many there were. */
