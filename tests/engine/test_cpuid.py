@@ -48,6 +48,14 @@ def test_nothing_that_needs_a_local_apic(engine: Engine) -> None:
         assert leaf(vcpu, 0xA) == (0, 0, 0, 0), "performance monitoring"
 
 
+def test_no_nested_virtualization(engine: Engine) -> None:
+    """Its state is none of the registers that a VMM can save."""
+    with guest(engine, Transport.PAGE, SOURCE) as vcpu:
+        vcpu.expect(Reason.HLT)
+        assert not leaf(vcpu, 1)[2] & 1 << 5, "VMX"
+        assert not leaf(vcpu, 0x80000001)[2] & 1 << 2, "SVM"
+
+
 @pytest.mark.parametrize("signature", [b"KVMKVMKVM\0\0\0", b"Microsoft Hv"])
 def test_no_paravirtual_interface_is_promised(engine: Engine, signature: bytes) -> None:
     with guest(engine, Transport.PAGE, SOURCE) as vcpu:

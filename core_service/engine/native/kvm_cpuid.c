@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * The CPUID of KVM's vCPUs: KVM_GET_SUPPORTED_CPUID less what nothing here serves. There is no local APIC, so
- * all that lives in it or needs it is hidden; KVM's paravirtual leaves are replaced by one of our own,
- * that the same guest meets on every engine.
+ * all that lives in it or needs it is hidden, and so is nested virtualization, whose state no register of ours
+ * holds; KVM's paravirtual leaves are replaced by one of our own, that the same guest meets on every engine.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -14,9 +14,9 @@
 #define TSC_LEAF 0x15u
 #define CRYSTAL_HZ 1000000u /* TSC Hz = crystal * ebx / eax (SDM vol. 2, CPUID 15H): exact for any kHz */
 
-#define LEAF1_ECX_HIDDEN (1u << 3 /* MONITOR */ | 1u << 21 /* x2APIC */ | 1u << 24 /* TSC deadline */)
+#define LEAF1_ECX_HIDDEN (1u << 3 /* MONITOR */ | 1u << 5 /* VMX */ | 1u << 21 /* x2APIC */ | 1u << 24 /* TSC deadline */)
 #define LEAF1_EDX_HIDDEN (1u << 9 /* APIC */)
-#define EXTENDED1_ECX_HIDDEN (1u << 3 /* extended APIC space */ | 1u << 29 /* MONITORX */)
+#define EXTENDED1_ECX_HIDDEN (1u << 2 /* SVM */ | 1u << 3 /* extended APIC space */ | 1u << 29 /* MONITORX */)
 #define EXTENDED1_EDX_HIDDEN (1u << 9 /* APIC */)
 
 static bool hidden(const struct kvm_cpuid_entry2 *entry)
@@ -28,6 +28,7 @@ static bool hidden(const struct kvm_cpuid_entry2 *entry)
 	case 0xb: /* x2APIC topology */
 	case 0x1f:
 	case TSC_LEAF: /* our own is added */
+	case 0x8000000a: /* SVM */
 		return true;
 	default:
 		return entry->function >> 16 == HYPERVISOR_LEAF >> 16;
