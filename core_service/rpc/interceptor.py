@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 import grpc
 import grpc.aio
@@ -17,6 +18,8 @@ from core_service.users import SHARED
 from dataspace.errors import DataspaceError, OutOfCaps, OutOfRam
 
 log = structlog.get_logger()
+
+OURS: Final = f"/{DOMAIN}."  # the others, health and reflection, have their own ways to answer
 
 if TYPE_CHECKING:  # grpc's own classes are generic in their stubs only
     Handler = grpc.RpcMethodHandler[Any, Any]
@@ -39,6 +42,8 @@ class Errors(Interceptor):
         if handler is None:  # gRPC answers UNIMPLEMENTED
             return cast("Handler", None)
         method = handler_call_details.method
+        if not method.startswith(OURS):
+            return handler
         if handler.request_streaming and handler.response_streaming:
             behaviour = _streaming(handler.stream_stream, method)
             return grpc.stream_stream_rpc_method_handler(
@@ -71,8 +76,10 @@ def _unary(behaviour: Any, method: str) -> Any:
 def _streaming(behaviour: Any, method: str) -> Any:
     async def call(request: Any, context: Context) -> AsyncIterator[Any]:
         try:
-            async for message in behaviour(request, context):
-                yield message
+            # closed here, not by the garbage collector: a lease or a stream ends with its call
+            async with aclosing(behaviour(request, context)) as messages:
+                async for message in messages:
+                    yield message
         except Exception as error:
             await _abort(context, error, method)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from vmsession.v1 import vm_session_pb2 as pb
@@ -46,18 +46,25 @@ async def update_state(session: Session, vcpu: Vcpu, request: pb.UpdateVcpuState
 
 async def handle_exits(
     session: Session, vcpu: Vcpu, requests: AsyncIterator[pb.HandleExitsRequest]
-) -> AsyncIterator[pb.HandleExitsResponse]:
+) -> AsyncGenerator[pb.HandleExitsResponse, None]:
     """Exits out, replies in, each as it comes. A refused reply ends the stream."""
     if vcpu.page:
         raise Refusal("WRONG_TRANSPORT", f"{vcpu.name} has a page: it is served there")
     vcpu.stream.serve()
     replies = asyncio.ensure_future(_take_replies(session, vcpu, requests))
+    replies.add_done_callback(_seen)
     try:
         while (half := await _next_exit(vcpu, replies)) is not None:
             yield pb.HandleExitsResponse(exit=exit_message(half))
     finally:
         replies.cancel()
         vcpu.stream.leave()
+
+
+def _seen(replies: asyncio.Future[None]) -> None:
+    """A reply that fails while its session ends interests nobody any more."""
+    if not replies.cancelled():
+        replies.exception()
 
 
 async def _next_exit(vcpu: Vcpu, replies: asyncio.Future[None]) -> EngineHalf | None:

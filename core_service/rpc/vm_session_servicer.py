@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import grpc.aio
@@ -77,6 +78,7 @@ class VmSessionServicer(vm_session_pb2_grpc.VmSessionServiceServicer):
             lambda session: session.name,
             request.page_size,
             request.page_token,
+            lambda token: self._core.names.could_be("sessions", token),
         )
         return pb.ListSessionsResponse(
             sessions=[convert.session(session) for session in chosen],
@@ -204,8 +206,10 @@ class VmSessionServicer(vm_session_pb2_grpc.VmSessionServiceServicer):
         if first is None or first.WhichOneof("message") != "open":
             raise invalid("message", "no open", "open first, replies after")
         session, vcpu = self._vcpu(context, first.open)
-        async for response in vcpu_calls.handle_exits(session, vcpu, request_iterator):
-            yield response
+        exits = vcpu_calls.handle_exits(session, vcpu, request_iterator)
+        async with aclosing(exits):
+            async for response in exits:
+                yield response
 
 
 def _page_transport(request: pb.CreateVcpuRequest) -> bool:

@@ -20,7 +20,13 @@ def core() -> Iterator[RunningCore]:
         yield running
         if running.process.poll() is None:
             running.stop()
-            for trouble in ("defect", "reclaiming failed", "Fatal error", "Traceback"):
+            for trouble in (
+                "defect",
+                "reclaiming failed",
+                "Fatal error",
+                "Traceback",
+                "never retrieved",
+            ):
                 assert trouble not in running.log(), running.log()
     finally:
         running.close()
