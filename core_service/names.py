@@ -28,3 +28,13 @@ class Names:
     def new(self, collection: str) -> str:
         """A new name in `collection`."""
         return f"{collection}/{self._boot}{encode(next(self._numbers))}"
+
+    def could_be(self, collection: str, name: str) -> bool:
+        """Whether a name is of this core and collection: of something that is there, or was."""
+        start = f"{collection}/{self._boot}"
+        return name.startswith(start) and set(name.removeprefix(start)) <= set(ALPHABET)
+
+
+def age_order(name: str) -> tuple[int, str]:
+    """Sorts the names of one collection by the time when they were given."""
+    return len(name), name

@@ -137,6 +137,11 @@ class Session:
         """What is attached, in the order of addresses."""
         return list(self._map)
 
+    @property
+    def attachment_count(self) -> int:
+        """How many there are."""
+        return len(self._map)
+
     async def attach(
         self, dataspace: Dataspace, gpa: int, offset: int, size: int, *, read_only: bool
     ) -> Attachment:

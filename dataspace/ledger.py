@@ -6,7 +6,8 @@ knows. The ledger records; it maps, allocates and charges nothing.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from operator import attrgetter
 from typing import get_args
 
 from dataspace.attachments import Attachment
@@ -93,7 +94,7 @@ class Ledger:
             raise DuplicateDataspace(name)
         detail: Detail = {"kind": kind, "size": size, "holder": holder}
         event = self._commit(EventKind.CREATED, name, actor, cause, detail)
-        self._living[name] = Life(name, kind, size, holder, event.stamp)
+        self._living[name] = Life(name, kind, size, holder, event.stamp, event.revision)
         self._totals = self._totals.moved(size, None, State.ALIVE)
 
     def attach(  # noqa: PLR0913, PLR0917 - the fields of the event
@@ -185,6 +186,22 @@ class Ledger:
     def all(self) -> list[Record]:
         """Return all records: the freed ones by the time they were freed, then the others."""
         return [life.record() for lives in (self._freed, self._living) for life in lives.values()]
+
+    def created_after(
+        self, revision: int, *, holder: str | None = None, gone: bool = True
+    ) -> Iterator[tuple[int, Record]]:
+        """Iterate over the records of what was created after a revision, oldest first, each with the
+        revision of its creation; only those of one holder, or without those that are gone, if so
+        asked. A record is made as it is asked for: who takes a few pays for a few.
+        """
+        lives = [
+            life
+            for among in ((self._freed, self._living) if gone else (self._living,))
+            for life in among.values()
+            if life.revision > revision and holder in {None, life.holder}
+        ]
+        lives.sort(key=attrgetter("revision"))
+        return ((life.revision, life.record()) for life in lives)
 
     def record(self, name: str) -> Record:
         """Return the record of one dataspace; raises UnknownDataspace."""

@@ -22,15 +22,22 @@ class Life:
     cannot fail. In between the ledger writes the event.
     """
 
-    def __init__(
-        self, name: str, kind: DataspaceKind, size: int, holder: str, created: Stamp
+    def __init__(  # noqa: PLR0913, PLR0917 - the fields of the event that begins it
+        self,
+        name: str,
+        kind: DataspaceKind,
+        size: int,
+        holder: str,
+        created: Stamp,
+        revision: int,
     ) -> None:
-        """Begin in state ALIVE, attached nowhere."""
+        """Begin in state ALIVE, attached nowhere, with the event of that revision."""
         self.name = name
+        self.revision = revision
         self.kind = kind
         self.size = size
         self.state = State.ALIVE
-        self._holder = holder
+        self.holder = holder
         self._created = created
         self._held: Stamp | None = None
         self._freed: Stamp | None = None
@@ -99,7 +106,7 @@ class Life:
             name=self.name,
             kind=self.kind,
             size=self.size,
-            holder=self._holder,
+            holder=self.holder,
             state=self.state,
             created=self._created,
             held=self._held,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import grpc.aio
@@ -12,8 +13,8 @@ from vmsession.v1 import audit_pb2_grpc
 
 from core_service.dataspaces import holder
 from core_service.rpc import convert
-from core_service.rpc.paging import page
-from dataspace.record import Record, State
+from core_service.rpc.paging import page_size, wrong_token
+from dataspace.record import State
 
 if TYPE_CHECKING:
     from core_service.client import Client
@@ -34,27 +35,32 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         self._core = core
         self._extra_fds = extra_fds
 
-    def _records(self, client: Client) -> list[Record]:
-        records = self._core.ledger.all()
-        if not sees_all(client):
-            mine = holder(client)
-            records = [record for record in records if record.holder == mine]
-        return sorted(records, key=lambda record: record.created)
-
     async def ListRecords(
         self, request: pb.ListRecordsRequest, context: Context
     ) -> pb.ListRecordsResponse:
-        records = self._records(self._core.clients.of(context.peer()))
-        if request.alive_only:
-            records = [record for record in records if record.state is not State.FREED]
-        chosen, token = page(
-            records, lambda record: record.name, request.page_size, request.page_token
+        client = self._core.clients.of(context.peer())
+        ledger = self._core.ledger
+        count = page_size(request.page_size)
+        found = ledger.created_after(
+            self._after(request.page_token),
+            holder=None if sees_all(client) else holder(client),
+            gone=not request.alive_only,
         )
+        chosen = list(islice(found, count))
+        more = next(found, None) is not None
         return pb.ListRecordsResponse(
-            records=[convert.record(record) for record in chosen],
-            next_page_token=token,
-            revision=self._core.ledger.revision,
+            records=[convert.record(record) for _, record in chosen],
+            next_page_token=str(chosen[-1][0]) if more else "",
+            revision=ledger.revision,
         )
+
+    @staticmethod
+    def _after(token: str) -> int:
+        if not token:
+            return 0
+        if not (token.isascii() and token.isdecimal() and len(token) < 20):
+            raise wrong_token(token)
+        return int(token)
 
     async def GetTotals(
         self, request: pb.GetTotalsRequest, context: Context
@@ -76,7 +82,9 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         )
 
     def _own_totals(self, client: Client) -> pb.GetTotalsResponse:
-        records = self._records(client)
+        records = [
+            record for _, record in self._core.ledger.created_after(0, holder=holder(client))
+        ]
         live = [record for record in records if record.state is not State.FREED]
         return pb.GetTotalsResponse(
             live=len(live),

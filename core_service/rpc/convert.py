@@ -75,7 +75,7 @@ def session(of: Session) -> vm_session_pb2.Session:
         client=identity(of.client.identity),
         create_time=timestamp(of.created_ns),
         vcpus=len(of.vcpus),
-        attachments=len(of.attachments()),
+        attachments=of.attachment_count,
         attached_bytes=of.attached_bytes,
         ram=ram_quota(of.account),
         capabilities=capability_quota(of.account),

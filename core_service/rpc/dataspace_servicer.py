@@ -60,6 +60,7 @@ class DataspaceServicer(dataspace_pb2_grpc.DataspaceServiceServicer):
             lambda dataspace: dataspace.name,
             request.page_size,
             request.page_token,
+            lambda token: self._core.names.could_be("dataspaces", token),
         )
         return pb.ListDataspacesResponse(
             dataspaces=[self._message(dataspace) for dataspace in chosen],

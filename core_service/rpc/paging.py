@@ -1,10 +1,12 @@
-"""Pages of a list: entries after the one that the token names."""
+"""Pages of a list: the entries after the last one of the page before, be that there any more or not."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
+from core_service.names import age_order
 from core_service.refusal import invalid
 
 DEFAULT: Final = 100
@@ -14,21 +16,32 @@ Entry = TypeVar("Entry")
 
 
 def page(
-    entries: Sequence[Entry], name: Callable[[Entry], str], size: int, token: str
+    entries: Sequence[Entry],
+    name: Callable[[Entry], str],
+    size: int,
+    token: str,
+    known: Callable[[str], bool],
 ) -> tuple[Sequence[Entry], str]:
-    """One page, and the token of the next, empty at the end.
+    """One page of entries that are in the order of their age, and the token of the next, empty at the
+    end. The token is the name of the last entry.
 
-    The token is the name of the last entry of the page before. Raises Refusal INVALID_ARGUMENT for
-    a token that names none of the entries, or a size beyond the limit.
+    Raises Refusal INVALID_ARGUMENT for a size beyond the limit, or a token that is no `known` name.
     """
-    if size > LIMIT:
-        raise invalid("page_size", size, f"at most {LIMIT}")
-    start = 0
-    if token:
-        places = [place for place, entry in enumerate(entries) if name(entry) == token]
-        if not places:
-            raise invalid("page_token", token, "one of the response before; start again without")
-        start = places[0] + 1
-    end = start + (size or DEFAULT)
-    chosen = entries[start:end]
-    return chosen, name(chosen[-1]) if end < len(entries) else ""
+    count = page_size(size)
+    if token and not known(token):
+        raise wrong_token(token)
+    start = bisect_right(entries, age_order(token), key=lambda entry: age_order(name(entry)))
+    chosen = entries[start : start + count]
+    return chosen, name(chosen[-1]) if start + count < len(entries) else ""
+
+
+def page_size(asked: int) -> int:
+    """Entries of a page. Raises Refusal INVALID_ARGUMENT."""
+    if asked > LIMIT:
+        raise invalid("page_size", asked, f"at most {LIMIT}")
+    return asked or DEFAULT
+
+
+def wrong_token(token: str) -> Exception:
+    """The refusal of a token that no response gave."""
+    return invalid("page_token", token, "that of the response before; start again without")
