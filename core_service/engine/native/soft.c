@@ -132,7 +132,7 @@ static void kick_vcpu(struct vcpu *vcpu)
 	 * word without a lock, but it loses nothing of Bochs'. */
 	pthread_mutex_lock(&soft->kick_lock);
 	if (soft->created)
-		__atomic_fetch_or(bochs_u32(&soft->bochs, BOCHS_ASYNC), 1, __ATOMIC_RELAXED);
+		soft_look_at_boundary(soft);
 	pthread_mutex_unlock(&soft->kick_lock);
 	soft_turn_call(&soft->waiter);
 }

@@ -86,6 +86,8 @@ void soft_execute(struct soft_vcpu *);
 /* Wait for the turn; with `kickable`, until it is kicked at most. Sets has_turn. */
 void soft_take_turn(struct soft_vcpu *, bool kickable);
 void soft_give_turn(struct soft_vcpu *);
+/* Any thread, as long as the CPU is there. */
+void soft_look_at_boundary(struct soft_vcpu *);
 void soft_leave_at_boundary(struct soft_vcpu *);
 /* From within an instruction: undo it as far as a fault would, and stop. */
 _Noreturn void soft_abandon_instruction(struct soft_vcpu *, enum soft_stop);

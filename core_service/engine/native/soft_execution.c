@@ -12,16 +12,16 @@
 
 _Thread_local struct soft_vcpu *soft_current;
 
-/* Make Bochs call handleAsyncEvent at the next boundary. */
-static void look_at_boundary(struct soft_vcpu *soft)
+/* Make Bochs call handleAsyncEvent at the next boundary. Atomic, since others do the same to kick this vCPU. */
+void soft_look_at_boundary(struct soft_vcpu *soft)
 {
-	*bochs_u32(&soft->bochs, BOCHS_ASYNC) |= ASYNC_LOOK;
+	__atomic_fetch_or(bochs_u32(&soft->bochs, BOCHS_ASYNC), ASYNC_LOOK, __ATOMIC_RELAXED);
 }
 
 void soft_leave_at_boundary(struct soft_vcpu *soft)
 {
 	soft->leave = true;
-	look_at_boundary(soft);
+	soft_look_at_boundary(soft);
 }
 
 /* What others did while they had the turn. */
@@ -37,7 +37,7 @@ static void catch_up(struct soft_vcpu *soft)
 	if (soft->memory_generation != vm->memory_generation) {
 		soft->memory_generation = vm->memory_generation;
 		soft->bochs.flush_tlb();
-		look_at_boundary(soft);
+		soft_look_at_boundary(soft);
 	}
 }
 
@@ -128,7 +128,7 @@ void soft_execute(struct soft_vcpu *soft)
 	soft_take_turn(soft, true);
 	if (!soft->has_turn)
 		return;
-	look_at_boundary(soft);
+	soft_look_at_boundary(soft);
 	soft->executing = true;
 	soft->bochs.loop(0);
 	soft->executing = false;
@@ -163,7 +163,7 @@ void soft_tick(void *system)
 	*(uint32_t *)(soft->bochs.system + BOCHS_COUNTDOWN) =
 		*(const uint32_t *)(soft->bochs.system + BOCHS_COUNTDOWN_PERIOD);
 	soft->ticks++;
-	look_at_boundary(soft);
+	soft_look_at_boundary(soft);
 }
 
 /* The guest executes PAUSE, most likely while it waits for another vCPU. */
@@ -173,7 +173,7 @@ void soft_pause(void *instruction)
 	struct soft_vcpu *soft = soft_current;
 	if (soft_turn_wanted(&soft->vm->turn)) {
 		soft->yield = true;
-		look_at_boundary(soft);
+		soft_look_at_boundary(soft);
 	}
 	soft->bochs.pause(instruction);
 }
@@ -200,6 +200,6 @@ int soft_system_reset(void *system, unsigned type)
 	*bochs_u8(&soft->bochs, BOCHS_EXT) = 0;
 	*bochs_u32(&soft->bochs, BOCHS_LAST_EXCEPTION) = BOCHS_ET_BENIGN;
 	*bochs_u32(&soft->bochs, BOCHS_ACTIVITY) = BOCHS_SHUT_DOWN;
-	look_at_boundary(soft);
+	soft_look_at_boundary(soft);
 	return 0;
 }
