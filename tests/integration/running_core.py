@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import grpc
 from vmsession.v1 import (
@@ -108,6 +108,11 @@ class Stubs:
     def close(self) -> None:
         """Close the channel."""
         self.channel.close()
+
+
+def cancel(call: Any) -> None:
+    """Cancel a call; gRPC's stubs leave that untyped."""
+    call.cancel()
 
 
 def become_other_user() -> None:

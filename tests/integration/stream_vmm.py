@@ -35,7 +35,7 @@ class StreamVmm:
             )
         ).vcpu.name
         self._requests: queue.Queue[vm_session_pb2.HandleExitsRequest | None] = queue.Queue()
-        self._responses = stubs.vm.HandleExits(self._outgoing(), timeout=20)
+        self._responses = iter(stubs.vm.HandleExits(self._outgoing(), timeout=20))
         self._requests.put(vm_session_pb2.HandleExitsRequest(open=self.vcpu))
 
     def _outgoing(self) -> Iterator[vm_session_pb2.HandleExitsRequest]:
@@ -57,13 +57,13 @@ class StreamVmm:
         response: vm_session_pb2.HandleExitsResponse = next(self._responses)
         return response.exit
 
-    def start(self, **state: int) -> None:
+    def start(self) -> None:
         """From STARTUP into the guest, in real mode."""
         self.reply(vcpu_pb2.Reply())
         startup = self.next()
         assert startup.reason == vcpu_pb2.EXIT_REASON_STARTUP
         assert startup.sequence == 1
-        registers = vcpu_pb2.VcpuState(rip=ORIGIN, cs=REAL_MODE_CODE, **state)
+        registers = vcpu_pb2.VcpuState(rip=ORIGIN, cs=REAL_MODE_CODE)
         self.reply(vcpu_pb2.Reply(sequence=startup.sequence, state=registers))
 
     def end_stream(self) -> grpc.StatusCode:

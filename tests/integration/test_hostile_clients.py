@@ -14,9 +14,9 @@ from pathlib import Path
 
 import grpc
 import pytest
-from vmsession.v1 import core_pb2, dataspace_pb2
+from vmsession.v1 import core_pb2, dataspace_pb2, vm_session_pb2
 
-from tests.integration.running_core import RunningCore, Stubs
+from tests.integration.running_core import RunningCore, Stubs, cancel
 from tests.integration.waiting import eventually
 
 MIB = 1 << 20
@@ -89,7 +89,7 @@ def test_answers_that_nobody_reads_do_not_pile_up(core: RunningCore, stubs: Stub
         watcher.core.GetInfo(core_pb2.GetInfoRequest())
     assert resident(core) - before < 64 * MIB
     for call in calls:
-        call.cancel()
+        cancel(call)
     valve.close()
     greedy.close()
     for _ in range(20):  # what the cancelled calls held is free again
@@ -104,7 +104,7 @@ def test_many_reads_at_once_are_all_answered(stubs: Stubs) -> None:
     request = dataspace_pb2.ReadDataspaceRequest(name=name, size=MIB)
     calls = [stubs.dataspaces.ReadDataspace.future(request, timeout=20) for _ in range(40)]
     for call in calls[::3]:
-        call.cancel()
+        cancel(call)
     for call in calls[1::3]:
         assert call.result().data == bytes(MIB)
 
@@ -171,7 +171,7 @@ def test_an_abandoned_stream_of_requests(core: RunningCore, stubs: Stubs) -> Non
     other = Stubs(core.socket)
     gate = threading.Event()
 
-    def silence() -> Iterator[object]:
+    def silence() -> Iterator[vm_session_pb2.HandleExitsRequest]:
         gate.wait(20)
         yield from ()
 

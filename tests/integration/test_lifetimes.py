@@ -15,7 +15,7 @@ from vmsession.v1 import audit_pb2, core_pb2, dataspace_pb2, vcpu_pb2, vm_sessio
 
 from tests.integration.engines import on_every_engine
 from tests.integration.refusals import error_info, reason_of
-from tests.integration.running_core import RunningCore, Stubs
+from tests.integration.running_core import RunningCore, Stubs, cancel
 from tests.integration.stream_vmm import StreamVmm
 from tests.integration.victim import Victim
 from tests.integration.waiting import eventually
@@ -169,14 +169,14 @@ def test_keep_alive_is_a_lease() -> None:
     try:
         stubs = Stubs(core.socket)
         beats = stubs.core.KeepAlive(core_pb2.KeepAliveRequest())
-        assert next(beats).interval_seconds == 5.0
+        assert next(iter(beats)).interval_seconds == 5.0
         created = stubs.dataspaces.CreateDataspace(
             dataspace_pb2.CreateDataspaceRequest(size=4096)
         ).dataspace
         with Victim(core, "soft", lease="none") as victim:  # outlived: its grace is as short
             eventually(lambda: record(stubs, victim.dataspace).cause == "lease ended")
         assert record(stubs, created.name).state == audit_pb2.DATASPACE_STATE_ALIVE
-        beats.cancel()
+        cancel(beats)
         eventually(lambda: record(stubs, created.name).cause == "lease ended")
         stubs.close()
         core.stop()

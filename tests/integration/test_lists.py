@@ -80,6 +80,6 @@ def test_tokens_that_no_response_gave(stubs: Stubs, token: str) -> None:
 
 def test_health_can_be_watched(stubs: Stubs) -> None:
     health = health_pb2_grpc.HealthStub(stubs.channel)
-    watching = health.Watch(health_pb2.HealthCheckRequest(), timeout=10)
+    watching = health.Watch(health_pb2.HealthCheckRequest(), timeout=10)  # type: ignore[attr-defined] # not in its stubs
     assert next(watching).status == health_pb2.HealthCheckResponse.SERVING
     watching.cancel()

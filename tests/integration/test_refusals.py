@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def test_names_of_nothing(stubs: Stubs, name: str) -> None:
         lambda: stubs.vm.RequestWindow(vm_session_pb2.RequestWindowRequest(vcpu=name)),
         lambda: stubs.vm.GetVcpuState(vm_session_pb2.GetVcpuStateRequest(vcpu=name)),
         lambda: stubs.vm.UpdateVcpuState(vm_session_pb2.UpdateVcpuStateRequest(vcpu=name)),
-        lambda: next(
+        lambda: list(
             stubs.vm.HandleExits(iter([vm_session_pb2.HandleExitsRequest(open=name)]), timeout=9)
         ),
         lambda: stubs.dataspaces.GetDataspace(dataspace_pb2.GetDataspaceRequest(name=name)),
@@ -224,7 +225,8 @@ def test_malformed_replies(stubs: Stubs, session: str, reply: vcpu_pb2.Reply) ->
 
 def test_the_first_message_of_a_stream_opens_it(stubs: Stubs) -> None:
     for first in ([], [vm_session_pb2.HandleExitsRequest(reply=vcpu_pb2.Reply())]):
-        info = refused(lambda first=first: next(stubs.vm.HandleExits(iter(first), timeout=9)))
+        exits = stubs.vm.HandleExits(iter(first), timeout=9)
+        info = refused(partial(list, exits))
         assert info.reason == "INVALID_ARGUMENT"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import signal
 import socket
@@ -48,14 +47,13 @@ def refused(*arguments: object, environment: dict[str, str] | None = None) -> st
     return last
 
 
-def started(directory: Path, stderr: int, **popen: object) -> subprocess.Popen[str]:
-    """`vmcore serve`, which may or may not come to serve."""
+def started(directory: Path, stderr: int, prepare: str = ":") -> subprocess.Popen[str]:
+    """`vmcore serve`, which may or may not come to serve; `prepare` is for the shell that starts it."""
     return subprocess.Popen(
-        [VMCORE, "serve", "--directory", directory],
+        ["sh", "-c", f'{prepare}; exec "$0" "$@"', VMCORE, "serve", "--directory", directory],
         stdout=subprocess.PIPE,
         stderr=stderr,
         text=True,
-        **popen,  # type: ignore[call-overload]
     )
 
 
@@ -169,11 +167,7 @@ def test_a_full_disk_under_the_log_costs_nobody_a_session(directory: Path) -> No
 
 def test_a_parent_that_ignores_its_children(directory: Path) -> None:
     """An ignored SIGCHLD is inherited, and would have the kernel reap engines."""
-    core = started(
-        directory,
-        subprocess.DEVNULL,
-        preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN),
-    )
+    core = started(directory, subprocess.DEVNULL, prepare="trap '' CHLD")
     assert first_line(core)
     stubs = Stubs(directory / "core.sock")
     create = vm_session_pb2.CreateSessionRequest(engine="soft")
@@ -184,12 +178,7 @@ def test_a_parent_that_ignores_its_children(directory: Path) -> None:
 
 
 def test_capabilities_are_bounded_by_the_fds_that_there_are(directory: Path) -> None:
-    limit = (800, 800)
-    core = started(
-        directory,
-        subprocess.DEVNULL,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, limit),
-    )
+    core = started(directory, subprocess.DEVNULL, prepare="ulimit -n 800")
     assert first_line(core)
     stubs = Stubs(directory / "core.sock")
     assert stubs.core.GetInfo(core_pb2.GetInfoRequest()).capabilities.limit == 150

@@ -65,7 +65,7 @@ def main() -> None:
     socket, engine, lease = sys.argv[1:]
     stubs = Stubs(Path(socket))
     if lease == "keep-alive":
-        beats = stubs.core.KeepAlive(core_pb2.KeepAliveRequest())
+        beats = iter(stubs.core.KeepAlive(core_pb2.KeepAliveRequest()))
         next(beats)
         threading.Thread(target=_listen, args=(beats,), daemon=True).start()
     vmm = StreamVmm(stubs, engine, bytes.fromhex("ebfe"))
