@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from core_service.engine.protocol import Transport
 from dataspace.registers import Segment
 from dataspace.vcpu_page import ALL_SCALARS, ALL_SEGMENTS, Reason, mask, names
-from tests.engine.harness import Engine, Vcpu, guest
+from tests.engine.harness import PATIENCE, Engine, Vcpu, guest
 
 CANONICAL = 0xFFFF800012345000
 VALUES: dict[str, int | Segment] = {
@@ -17,8 +18,10 @@ VALUES: dict[str, int | Segment] = {
     **{f"r{number}": 0x8877665544332211 + number for number in range(8, 16)},
     "rip": 0x4000,
     "rflags": 0x46,
+    "cr0": 0x80010031,
     "cr2": 0x12345678,
-    "cr3": 0x9000,
+    "cr3": 0xA000,
+    "cr4": 0x220,
     "cr8": 5,
     "dr0": 0x1000,
     "dr1": 0x2000,
@@ -39,6 +42,8 @@ VALUES: dict[str, int | Segment] = {
     "tsc_aux": 7,
     "pat": 0x0007010600070106,
     "interruptibility": 1,
+    "cs": Segment(0x28, 0xA9B, 0xFFFFFFFF, 0),
+    "ss": Segment(0x20, 0xC93, 0xFFFFFFFF, 0),
     "es": Segment(0x33, 0xCF3, 0xFFFFFFFF, 0),
     "ds": Segment(0x33, 0xCF3, 0xFFFFFFFF, 0),
     "fs": Segment(0, 0xC93, 0xFFFFFFFF, CANONICAL),
@@ -80,6 +85,24 @@ def test_a_charged_register_and_no_other(halted: Vcpu, register: str) -> None:
     assert after == expected
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_charged_registers_and_no_others(halted: Vcpu, seed: int) -> None:
+    """Some at once, and some more in the reply after it."""
+    chance = random.Random(seed)
+    before = everything(halted)
+    known = [name for name in VALUES if name in before]
+    expected = dict(before)
+    for _ in range(2):
+        charged = {name: VALUES[name] for name in chance.sample(known, chance.randrange(2, 12))}
+        halted.charge(**charged)
+        halted.pause()
+        halted.expect(Reason.PAUSED)
+        expected |= charged
+        if "rip" in charged:
+            expected["activity"] = 0
+    assert everything(halted) == expected
+
+
 def test_all_that_hello_names_is_delivered(spawn: Callable[[], Engine]) -> None:
     """But for what the host's CPU does not have."""
     optional = {"tsc_aux", "xss", "xcr0", "tsc_offset"}
@@ -101,6 +124,26 @@ def test_nothing_beyond_wanted_is_delivered(halted: Vcpu) -> None:
 def test_the_time_stamp_counter_counts(halted: Vcpu) -> None:
     first, second = halted.scalar("tsc"), halted.scalar("tsc")
     assert 0 < first < second
+
+
+def counts_from_creation(vcpu: Vcpu) -> bool:
+    """A VM's counter begins at 0; KVM without hardware virtualization (kvm_pvm) ignores offsets."""
+    return vcpu.scalar("tsc") < PATIENCE * 10**10
+
+
+def test_the_time_stamp_counter_can_be_set(halted: Vcpu) -> None:
+    """By its value and by its offset, which moves it by as much."""
+    if not counts_from_creation(halted):
+        pytest.skip("this host's KVM shows guests its own counter")
+    halted.charge(tsc=1 << 50)
+    halted.expect(Reason.HLT)
+    set_to = halted.scalar("tsc")
+    assert 1 << 50 <= set_to < (1 << 50) + (1 << 40)
+    offset = halted.scalar("tsc_offset")
+    halted.charge(tsc_offset=offset + (1 << 51))
+    halted.expect(Reason.HLT)
+    assert halted.scalar("tsc_offset") == offset + (1 << 51)
+    assert set_to + (1 << 51) <= halted.scalar("tsc") < set_to + (1 << 51) + (1 << 40)
 
 
 def test_task_priority_is_cr8(halted: Vcpu) -> None:
