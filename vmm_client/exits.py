@@ -25,6 +25,10 @@ _PORT: Final = Reason.PORT
 _MMIO: Final = Reason.MMIO
 _MSR: Final = Reason.MSR
 _FAULT: Final = ReplyFlag.FAULT
+# Plain numbers: `&` with an IntFlag makes another IntFlag, for a microsecond.
+_MID_INSTRUCTION: Final = int(ExitFlag.MID_INSTRUCTION)
+_INTERRUPTIBLE: Final = int(ExitFlag.INTERRUPTIBLE)
+_IF: Final = int(ExitFlag.IF)
 
 
 class Bus(Protocol):
@@ -96,8 +100,7 @@ class Exit(ExitHead):
     @property
     def injection(self) -> Injection:
         """What became of the injection in the last reply."""
-        result = self._page.engine.injection
-        return Injection(result) if result in _INJECTIONS else Injection.NONE
+        return _INJECTIONS.get(self._page.engine.injection, Injection.NONE)
 
     @property
     def detail(self) -> int:
@@ -107,17 +110,17 @@ class Exit(ExitHead):
     @property
     def mid_instruction(self) -> bool:
         """The instruction is not finished: no registers are delivered here."""
-        return self.flags & ExitFlag.MID_INSTRUCTION != 0
+        return self.flags & _MID_INSTRUCTION != 0
 
     @property
     def interruptible(self) -> bool:
         """An external interrupt that is injected with the next run would be taken."""
-        return self.flags & ExitFlag.INTERRUPTIBLE != 0
+        return self.flags & _INTERRUPTIBLE != 0
 
     @property
     def interrupts_enabled(self) -> bool:
         """The guest's interrupt flag."""
-        return self.flags & ExitFlag.IF != 0
+        return self.flags & _IF != 0
 
     # The reply.
 
@@ -206,4 +209,4 @@ _DIRECTION: Final = {
     _MMIO: ("write", "read"),
     _MSR: ("wrmsr", "rdmsr"),
 }
-_INJECTIONS: Final = frozenset(Injection)
+_INJECTIONS: Final = {int(result): result for result in Injection}

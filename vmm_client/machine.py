@@ -47,6 +47,7 @@ class Machine:
         self._trace = trace
         self._woken = threading.Event()
         self._halted = False
+        self._offered = False
         self._window_asked = False
 
     def run(self, registers: Mapping[str, int | Segment]) -> Ending:
@@ -76,14 +77,15 @@ class Machine:
 
     def _next_exit(self) -> Exit:
         """Run the vCPU until it exits. When a timer is due before that, ask for a window."""
-        self._vcpu.run()
-        exit_ = self._vcpu.wait(self._seconds_left())
+        exit_ = self._vcpu.turn(self._seconds_left())
         if exit_ is None:
             self._vcpu.request_window()
             exit_ = self._vcpu.wait()
         assert exit_ is not None  # without a time limit
-        if exit_.injection is Injection.TAKEN:
-            self._pc.acknowledge()
+        if self._offered:
+            self._offered = False
+            if exit_.injection is Injection.TAKEN:
+                self._pc.acknowledge()
         if self._trace:
             self._trace(exit_)
         return exit_
@@ -115,7 +117,8 @@ class Machine:
         """Before the next run: let time pass for the devices, sleep if the guest halted, offer an
         interrupt. The machine's ending, if it came to that."""
         pc = self._pc
-        self._woken.clear()
+        if self._woken.is_set():
+            self._woken.clear()
         pc.advance(time.monotonic_ns())
         while self._halted and pc.ended is None and pc.pending() is None:
             self._sleep()
@@ -136,9 +139,12 @@ class Machine:
         vector = self._pc.pending()
         if vector is None:
             return
-        if self._halted or exit_.interruptible or exit_.mid_instruction:
+        interruptible = self._halted or exit_.interruptible
+        # In the middle of an instruction nobody knows yet what is possible at its end.
+        if interruptible or (exit_.mid_instruction and exit_.interrupts_enabled):
+            self._offered = True
             self._vcpu.inject(vector)
-        if not exit_.interruptible and not self._halted and not self._window_asked:
+        if not interruptible and not self._window_asked:
             self._window_asked = True
             self._vcpu.request_window()
 

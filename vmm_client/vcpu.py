@@ -103,13 +103,21 @@ class Vcpu:
             raise Closed(self.name)
         return None
 
+    def turn(self, timeout: float | None = None) -> Exit | None:
+        """`run`, and `wait` for at most `timeout` seconds, in one step. Raises as both do."""
+        first = SLICE_SECONDS if timeout is None else min(timeout, SLICE_SECONDS)
+        if first < 0:
+            raise ValueError(f"timeout of {timeout} seconds, below 0")
+        with self.serving:
+            self._begin()
+            sequence = self._page.waiter.exchange(first)
+            if sequence != self._seen:
+                return self._take(sequence)
+        return self.wait(None if timeout is None else timeout - first)
+
     def resume(self) -> None:
         """`run`, for whoever holds `serving`."""
-        if self._running:
-            raise NotStopped(self.name)
-        if self._told != self._log.position:
-            self._tell_written()
-        self._running = True
+        self._begin()
         self._page.waiter.run()
 
     def poll(self) -> Exit | None:
@@ -206,6 +214,14 @@ class Vcpu:
         if not self.serving.released:
             with suppress(ValueError):  # it may be released at this moment
                 self._page.waiter.pause()
+
+    def _begin(self) -> None:
+        """The reply is complete, the vCPU about to run."""
+        if self._running:
+            raise NotStopped(self.name)
+        if self._told != self._log.position:
+            self._tell_written()
+        self._running = True
 
     def _stopped_reply(self) -> Reply:
         self.stopped_page()

@@ -335,3 +335,21 @@ def test_a_closed_vcpu_lets_go_of_its_page() -> None:
             engine.close_page()
         exits.close()
         engine.mapping.close()
+
+
+def test_a_turn_runs_and_waits_in_one_step() -> None:
+    def script() -> Script:
+        yield Record(Reason.STARTUP)
+        yield Record(Reason.HLT)
+
+    with ScriptedEngine(script) as engine:
+        vcpu = vcpu_on(engine)
+        with pytest.raises(ValueError, match="timeout"):
+            vcpu.turn(-1)
+        for reason in (Reason.STARTUP, Reason.HLT):
+            exit_ = vcpu.turn()
+            assert exit_
+            assert exit_.reason is reason
+        assert vcpu.turn(0) is None
+        with pytest.raises(errors.NotStopped):
+            vcpu.turn()

@@ -241,14 +241,14 @@ class Pit8254:
     where mode 3 would have taken it back after half a period.
     """
 
-    __slots__ = ("_clock", "_due", "_interrupt", "counters")
+    __slots__ = ("_clock", "_due_ns", "_interrupt", "counters")
 
     def __init__(self, clock: Callable[[], int], interrupt: Callable[[int], None]) -> None:
         self.counters = (Counter(), Counter(), Counter())
         self.counters[2].gate = False
         self._clock = clock
         self._interrupt = interrupt
-        self._due: int | None = None
+        self._due_ns: int | None = None
         interrupt(self.counters[0].out(0))
 
     def read(self, offset: int, _size: int) -> int:
@@ -266,21 +266,18 @@ class Pit8254:
         else:
             self.counters[offset].write(value, now)
         if offset in (0, 3):
-            self._due = self.counters[0].next_rise(now)
+            self._schedule(now)
 
     def deadline(self) -> int | None:
         """When OUT of channel 0 rises next, in the clock's nanoseconds; None if it will not."""
-        return None if self._due is None else nanoseconds(self._due)
+        return self._due_ns
 
     def tick(self, ns: int) -> None:
         """Raises the interrupt if a rise was due until `ns`: once, however many were missed."""
-        if self._due is None:
-            return
-        now = pulses(ns)
-        if now >= self._due:
+        if self._due_ns is not None and ns >= self._due_ns:
             self._interrupt(0)
             self._interrupt(1)
-            self._due = self.counters[0].next_rise(now)
+            self._schedule(pulses(ns))
 
     def set_gate2(self, level: bool) -> None:
         """The gate of channel 2, which system control port B drives."""
@@ -289,6 +286,10 @@ class Pit8254:
     def out2(self) -> int:
         """The level of channel 2's OUT, which system control port B shows."""
         return self.counters[2].out(pulses(self._clock()))
+
+    def _schedule(self, now: int) -> None:
+        rise = self.counters[0].next_rise(now)
+        self._due_ns = None if rise is None else nanoseconds(rise)
 
     def _command(self, word: int, now: int) -> None:
         channel = word >> 6
