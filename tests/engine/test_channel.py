@@ -262,6 +262,27 @@ def test_half_a_channel_is_the_end(spawn: Callable[[], Engine]) -> None:
         assert engine.wait() == 0
 
 
+def test_core_that_does_not_read_holds_up_nobody_else(
+    spawn: Callable[[], Engine], transport: Transport
+) -> None:
+    """The engine's answers, and exits of the stream transport, fill the channel. A vCPU with a page runs on
+    all the same, and the channel's end is the engine's."""
+    with spawn() as engine:
+        engine.hello()
+        with guest(engine, Transport.PAGE, "1: out 0x80, al; jmp 1b") as vcpu:
+            other = Vcpu(engine, transport, 1)
+            other.start()
+            engine.channel.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                while True:
+                    engine.send(protocol.vcpu_packet(Type.PAUSE, 0, 1))
+            for _ in range(100):
+                vcpu.expect(Reason.PORT)
+            other.close()
+        engine.channel.close()
+        assert engine.wait() == 0
+
+
 def test_what_a_vm_costs_the_process(engine: Engine, transport: Transport) -> None:
     """Mappings and unmappings leave nothing; a vCPU is one thread, named for `top -H`."""
     mappings = engine.mappings()
