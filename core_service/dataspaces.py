@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -27,6 +28,7 @@ log = structlog.get_logger()
 
 SIZE_LIMIT: Final = 1 << 46
 PROBE_INTERVAL: Final = 0.25
+PROBES_AT_ONCE: Final = 1000  # at 3 us each
 
 
 @dataclass(eq=False)
@@ -106,12 +108,17 @@ class Dataspaces:
 
     def probe(self) -> None:
         """Free what nobody holds any more."""
-        for name, dataspace in list(self._held.items()):
-            if not dataspace.memory.held():
-                del self._held[name]
-                self.ledger.release(name, "the last holder let go")
-                self._refund(dataspace)
-                self._users.let_go(dataspace.uid)
+        self._probe(list(self._held.items()))
+
+    def _probe(self, some: list[tuple[str, Dataspace]]) -> None:
+        for name, dataspace in some:
+            del self._held[name]
+            if dataspace.memory.held():
+                self._held[name] = dataspace  # behind those that wait for their turn
+                continue
+            self.ledger.release(name, "the last holder let go")
+            self._refund(dataspace)
+            self._users.let_go(dataspace.uid)
 
     def close(self) -> None:
         """Core stops: give up what is still held."""
@@ -138,7 +145,7 @@ class Dataspaces:
 
     def _probe_now(self) -> None:
         self._probing = None
-        self.probe()
+        self._probe(list(islice(self._held.items(), PROBES_AT_ONCE)))
         self._probe_later()
 
 

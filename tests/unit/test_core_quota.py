@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from core_service import dataspaces
 from core_service.refusal import Refusal
 from core_service.rpc import interceptor
 from core_service.settings import Settings
 from dataspace.errors import DataspaceError, InvalidTransition, OutOfCaps, OutOfRam
 from dataspace.vcpu_page import PAGE_BYTES
-from tests.unit.core_in_process import PAGE, InProcess, behaviours, in_process
+from tests.unit.core_in_process import PAGE, InProcess, behaviours, in_process, until
 
 RAM = 100 * PAGE
 SESSIONS = 3
@@ -95,3 +96,21 @@ async def test_what_others_use_is_not_told(world: InProcess, uid: int) -> None:
 def test_an_error_that_no_method_documents_is_a_defect(error: DataspaceError) -> None:
     told = interceptor.refusal_of(error, "method")
     assert told.reason == "INTERNAL"
+
+
+async def test_held_memory_is_probed_in_turns(
+    world: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who holds very many does not keep core busy, nor keep others' memory charged for ever."""
+    monkeypatch.setattr(dataspaces, "PROBES_AT_ONCE", 2)
+    monkeypatch.setattr(dataspaces, "PROBE_INTERVAL", 0.001)
+    client = world.client()
+    held = [world.dataspace(client) for _ in range(5)]
+    fds = [dataspace.memory.open(writable=True) for dataspace in held]
+    for dataspace in held:
+        assert await world.core.dataspaces.free(client, dataspace.name, "test")
+    os.close(fds.pop())
+    await until(lambda: world.core.ledger.totals().held == 4)
+    for fd in fds:
+        os.close(fd)
+    await until(lambda: world.core.ledger.totals().held == 0)
