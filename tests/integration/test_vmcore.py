@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -47,14 +47,31 @@ def refused(*arguments: object, environment: dict[str, str] | None = None) -> st
     return last
 
 
-def started(directory: Path, stderr: int, prepare: str = ":") -> subprocess.Popen[str]:
-    """`vmcore serve`, which may or may not come to serve; `prepare` is for the shell that starts it."""
-    return subprocess.Popen(
-        ["sh", "-c", f'{prepare}; exec "$0" "$@"', VMCORE, "serve", "--directory", directory],
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        text=True,
-    )
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(directory: Path) -> Iterator[Start]:
+    """Starts `vmcore serve`, which may come to serve; `prepare` is for the shell before it."""
+    processes = []
+
+    def start(stderr: int = subprocess.DEVNULL, prepare: str = ":") -> subprocess.Popen[str]:
+        script = f'{prepare}; exec "$0" "$@"'
+        processes.append(
+            subprocess.Popen(
+                ["sh", "-c", script, VMCORE, "serve", "--directory", directory],
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+            )
+        )
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 def first_line(process: subprocess.Popen[str]) -> str:
@@ -123,13 +140,13 @@ def test_usage(option: str, value: str) -> None:
     assert f"argument {option}: {value!r} is no" in last
 
 
-def test_a_core_takes_over_what_a_killed_one_left(directory: Path) -> None:
-    first = started(directory, subprocess.DEVNULL)
+def test_a_core_takes_over_what_a_killed_one_left(start: Start, directory: Path) -> None:
+    first = start()
     assert first_line(first)
     first.kill()
     first.communicate()
     assert (directory / "core.sock").exists()
-    second = started(directory, subprocess.DEVNULL)
+    second = start()
     assert first_line(second)
     stubs = Stubs(directory / "core.sock")
     assert stubs.core.GetInfo(core_pb2.GetInfoRequest()).client.pid == os.getpid()
@@ -138,9 +155,9 @@ def test_a_core_takes_over_what_a_killed_one_left(directory: Path) -> None:
     assert not (directory / "core.sock").exists()
 
 
-def test_of_two_cores_at_once_one_serves(directory: Path) -> None:
+def test_of_two_cores_at_once_one_serves(start: Start, directory: Path) -> None:
     """Also when neither saw the other's socket."""
-    both = [started(directory, subprocess.PIPE) for _ in range(2)]
+    both = [start(subprocess.PIPE) for _ in range(2)]
     lines = [first_line(process) for process in both]
     assert sorted(bool(line) for line in lines) == [False, True]
     loser, winner = sorted(both, key=lambda process: bool(lines[both.index(process)]))
@@ -152,9 +169,9 @@ def test_of_two_cores_at_once_one_serves(directory: Path) -> None:
     assert ended(winner) == 0
 
 
-def test_a_full_disk_under_the_log_costs_nobody_a_session(directory: Path) -> None:
+def test_a_full_disk_under_the_log_costs_nobody_a_session(start: Start, directory: Path) -> None:
     with Path("/dev/full").open("w") as full:
-        core = started(directory, full.fileno())
+        core = start(full.fileno())
     assert first_line(core)
     stubs = Stubs(directory / "core.sock")
     create = vm_session_pb2.CreateSessionRequest(engine="soft")
@@ -165,9 +182,16 @@ def test_a_full_disk_under_the_log_costs_nobody_a_session(directory: Path) -> No
     assert ended(core) == 0
 
 
-def test_a_parent_that_ignores_its_children(directory: Path) -> None:
+IGNORING = """
+import os, signal, sys
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_a_parent_that_ignores_its_children(start: Start, directory: Path) -> None:
     """An ignored SIGCHLD is inherited, and would have the kernel reap engines."""
-    core = started(directory, subprocess.DEVNULL, prepare="trap '' CHLD")
+    core = start(prepare=f'exec {sys.executable} -c \'{IGNORING}\' "$0" "$@"')
     assert first_line(core)
     stubs = Stubs(directory / "core.sock")
     create = vm_session_pb2.CreateSessionRequest(engine="soft")
@@ -177,8 +201,8 @@ def test_a_parent_that_ignores_its_children(directory: Path) -> None:
     assert ended(core) == 0
 
 
-def test_capabilities_are_bounded_by_the_fds_that_there_are(directory: Path) -> None:
-    core = started(directory, subprocess.DEVNULL, prepare="ulimit -n 800")
+def test_capabilities_are_bounded_by_the_fds_that_there_are(start: Start, directory: Path) -> None:
+    core = start(prepare="ulimit -n 800")
     assert first_line(core)
     stubs = Stubs(directory / "core.sock")
     assert stubs.core.GetInfo(core_pb2.GetInfoRequest()).capabilities.limit == 150
@@ -187,8 +211,8 @@ def test_capabilities_are_bounded_by_the_fds_that_there_are(directory: Path) -> 
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_while_core_starts(directory: Path, number: signal.Signals) -> None:
-    core = started(directory, subprocess.PIPE)
+def test_a_signal_while_core_starts(start: Start, directory: Path, number: signal.Signals) -> None:
+    core = start(subprocess.PIPE)
     eventually((directory / "core.lock").exists)
     core.send_signal(number)
     _, error = core.communicate(timeout=20)
