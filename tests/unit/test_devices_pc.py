@@ -77,6 +77,14 @@ def test_each_way_to_reset(machine: Machine, writes: tuple[tuple[int, int], ...]
     assert machine.pc.ended is Ending.RESET
 
 
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_guest_that_looks_for_pci_is_not_reset(machine: Machine, size: int) -> None:
+    address = 0x8000_0600 % (1 << 8 * size)
+    machine.pc.port_write(0xCF8, size, address)
+    assert machine.pc.ended is None
+    assert machine.pc.port_read(0xCF8, size) == (1 << 8 * size) - 1
+
+
 def test_power_off_by_a_16_bit_write_to_pm1_control(machine: Machine) -> None:
     machine.pc.port_write(0x604, 2, 0x2000 | 5 << 10)
     assert machine.pc.ended is Ending.POWER_OFF

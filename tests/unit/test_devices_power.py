@@ -28,27 +28,28 @@ def test_keyboard_controller_never_keeps_a_writer_waiting() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "bit", "mode"), [(Port92, 0x01, 0x00), (ResetControl, 0x04, 0x02)]
+    ("device", "offset", "bit", "mode"),
+    [(Port92, 0, 0x01, 0x00), (ResetControl, 1, 0x04, 0x02)],
 )
 def test_reset_ports_act_on_a_rising_bit(
-    device: Callable[[Callable[[], None]], Port92 | ResetControl], bit: int, mode: int
+    device: Callable[[Callable[[], None]], Port92 | ResetControl], offset: int, bit: int, mode: int
 ) -> None:
     reset = Mock()
     port = device(reset)
-    port.write(0, 1, mode)
+    port.write(offset, 1, mode)
     reset.assert_not_called()
-    port.write(0, 1, mode | bit)
-    port.write(0, 1, mode | bit)
+    port.write(offset, 1, mode | bit)
+    port.write(offset, 1, mode | bit)
     reset.assert_called_once_with()
-    port.write(0, 1, mode)
-    port.write(0, 1, mode | bit)
+    port.write(offset, 1, mode)
+    port.write(offset, 1, mode | bit)
     assert reset.call_count == 2
 
 
 def test_reset_control_keeps_its_mode_bits() -> None:
     port = ResetControl(Mock())
-    port.write(0, 1, 0xFB)
-    assert port.read(0, 1) == 0x0A
+    port.write(1, 1, 0xFB)
+    assert port.read(1, 1) == 0x0A
 
 
 def test_a20_is_always_enabled() -> None:

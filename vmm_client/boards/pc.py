@@ -122,7 +122,10 @@ class PC:
         ports.add(COM1, 8, self.uart)
         ports.add(0x64, 1, KeyboardController(self._reset))
         ports.add(0x92, 1, Port92(self._reset))
-        ports.add(FIXED_HARDWARE.reset, 1, ResetControl(self._reset))
+        reset_control = ResetControl(self._reset)
+        ports.add(
+            FIXED_HARDWARE.reset - reset_control.REGISTER, reset_control.SIZE, reset_control, 4
+        )
         ports.add(FIXED_HARDWARE.power_events, 4, PowerEvents(), width=4)
         ports.add(FIXED_HARDWARE.power_control, 2, PowerControl(self._power_off), width=2)
         ports.add(FIXED_HARDWARE.power_timer, 4, PowerTimer(clock), width=4)

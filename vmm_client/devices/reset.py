@@ -56,18 +56,25 @@ class Port92:
 
 
 class ResetControl:
-    """Port 0xcf9: a rising bit 2 resets, hard or soft as bit 1 says; for a VM both are one."""
+    """The ports 0xcf8 to 0xcfb: a rising bit 2 of a byte written to 0xcf9 resets, hard or soft as bit 1
+    says; for a VM both are one. Wider accesses belong to the PCI configuration address (82371, "RC"),
+    which is not there: a guest that looks for PCI must not be reset."""
 
     __slots__ = ("_control", "_reset")
+
+    SIZE: Final = 4
+    REGISTER: Final = 1
 
     def __init__(self, reset: Callable[[], None]) -> None:
         self._reset = reset
         self._control = 0
 
-    def read(self, _offset: int, _size: int) -> int:
-        return self._control
+    def read(self, offset: int, size: int) -> int:
+        return self._control if (offset, size) == (self.REGISTER, 1) else (1 << 8 * size) - 1
 
-    def write(self, _offset: int, _size: int, value: int) -> None:
+    def write(self, offset: int, size: int, value: int) -> None:
+        if (offset, size) != (self.REGISTER, 1):
+            return
         rising = value & ~self._control & RESET_CPU
         self._control = value & (WRITABLE | RESET_CPU)
         if rising:
