@@ -132,3 +132,16 @@ def test_interrupt_enables_are_kept_and_raise_nothing(clock: Clock) -> None:
     clock.put(B, 0x70 | HOURS_24)
     clock.wall += 5 * SECOND
     assert (clock.get(B), clock.get(C)) == (0x72, 0x00)
+
+
+def test_the_clock_stops_where_time_ends(clock: Clock) -> None:
+    clock.put(B, SET | HOURS_24)
+    last = {CENTURY: 0x99, YEAR: 0x99, MONTH: 0x12, DAY: 0x31, HOURS: 0x23, MINUTES: 0x59}
+    for index, value in {**last, SECONDS: 0x58}.items():
+        clock.put(index, value)
+    clock.put(B, HOURS_24)
+    for second in (0x58, 0x59, 0x59):
+        assert clock.time() == [*last.values(), second]
+        clock.wall += SECOND
+    clock.put(YEAR, 0x26)
+    assert clock.time()[:2] == [0x99, 0x26]

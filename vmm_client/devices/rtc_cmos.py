@@ -30,6 +30,7 @@ VALID_RAM: Final = 0x80
 AFTERNOON: Final = 0x80
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+END: Final = datetime.max.replace(microsecond=0, tzinfo=UTC)  # where this clock stops
 
 
 class RtcCmos:
@@ -82,7 +83,13 @@ class RtcCmos:
         return self._encode(self._now()) if self._set is None else self._set
 
     def _now(self) -> datetime:
-        return EPOCH + timedelta(seconds=self._clock() // SECOND) + self._difference
+        try:
+            return self._host() + self._difference
+        except OverflowError:  # the guest set it to the end of the year 9999, and that has come
+            return END
+
+    def _host(self) -> datetime:
+        return EPOCH + timedelta(seconds=self._clock() // SECOND)
 
     def _write_time(self, index: int, value: int) -> None:
         registers = self._registers()
@@ -101,9 +108,8 @@ class RtcCmos:
     def _adopt(self, registers: dict[int, int]) -> None:
         """Goes on from the time that was set. What is no date changes nothing."""
         try:
-            wanted = self._decode(registers)
-            self._difference += wanted - self._now()
-        except (ValueError, OverflowError):
+            self._difference = self._decode(registers) - self._host()
+        except ValueError:
             return
 
     def _encode(self, time: datetime) -> dict[int, int]:
