@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -21,13 +22,16 @@ class Wired(Uart16550):
         self.sent = b""
         self.level = 0
         self.wakes = 0
+        self.level_changed: Callable[[int], None] = lambda _: None
         super().__init__(self._send, self._set, self._count)
 
     def _send(self, data: bytes) -> None:
         self.sent += data
 
     def _set(self, level: int) -> None:
-        self.level = level
+        if level != self.level:
+            self.level = level
+            self.level_changed(level)
 
     def _count(self) -> None:
         self.wakes += 1
@@ -252,3 +256,12 @@ def test_modem_deltas_and_their_interrupt(uart: Wired) -> None:
     assert uart.get(MSR) == 0x96
     assert uart.get(MSR) == 0x90
     assert uart.get(IIR) == 0x01
+
+
+def test_each_character_sent_raises_the_transmitter_interrupt_anew(uart: Wired) -> None:
+    uart.put(MCR, OUT2)
+    uart.put(IER, THRE)
+    levels: list[int] = []
+    uart.level_changed = levels.append
+    uart.put(DATA, ord("x"))
+    assert levels == [0, 1]

@@ -212,6 +212,10 @@ class Uart16550:
             self._loop_back(value)
         else:
             self._transmit(_BYTES[value])
+        if self._transmitter_pending and self._enabled & IER_TRANSMITTER:
+            # Writing takes the interrupt back, and the empty transmitter raises it anew (8.5): an edge.
+            self._transmitter_pending = False
+            self._update()
         self._transmitter_pending = True
         if self._enabled:
             self._update()
