@@ -6,6 +6,7 @@ import os
 import select
 import socket
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from tests.engine.harness import (
     PATIENCE,
     Engine,
     Vcpu,
+    environment,
     guest,
     memory,
 )
@@ -265,22 +267,27 @@ def test_half_a_channel_is_the_end(spawn: Callable[[], Engine]) -> None:
 def test_core_that_does_not_read_holds_up_nobody_else(
     spawn: Callable[[], Engine], transport: Transport
 ) -> None:
-    """The engine's answers, and exits of the stream transport, fill the channel. A vCPU with a page runs on
-    all the same, and the channel's end is the engine's."""
+    """Answers, and exits of the stream transport, fill the channel. A vCPU with a page runs on all the
+    same, and the channel's end is the engine's."""
     with spawn() as engine:
         engine.hello()
         with guest(engine, Transport.PAGE, "1: out 0x80, al; jmp 1b") as vcpu:
             other = Vcpu(engine, transport, 1)
             other.start()
-            engine.channel.setblocking(False)
             with pytest.raises(BlockingIOError):
-                while True:
-                    engine.send(protocol.vcpu_packet(Type.PAUSE, 0, 1))
+                ask_without_end(engine)
             for _ in range(100):
                 vcpu.expect(Reason.PORT)
             other.close()
         engine.channel.close()
         assert engine.wait() == 0
+
+
+def ask_without_end(engine: Engine) -> None:
+    """And never look at the answers."""
+    engine.channel.setblocking(False)
+    while True:
+        engine.send(protocol.vcpu_packet(Type.PAUSE, 0, 1))
 
 
 def test_what_a_vm_costs_the_process(engine: Engine, transport: Transport) -> None:
@@ -323,6 +330,38 @@ def test_an_executable_by_itself_explains_itself(name: str) -> None:
     assert b"descriptor 3" in os.read(ours, 4096)
     os.close(ours)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 2
+
+
+WITHOUT_FUTEX_WAITV = """
+import ctypes, os, struct, sys
+number, allow, refuse = 449, 0x7FFF0000, 0x00050000 | 38  # SECCOMP_RET_ALLOW; SECCOMP_RET_ERRNO, ENOSYS
+code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *instruction) for instruction in (
+    (0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, refuse), (0x06, 0, 0, allow))))
+program = ctypes.create_string_buffer(struct.pack("@HP", 4, ctypes.addressof(code)))
+libc = ctypes.CDLL(None)
+assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, program) == 0
+os.execve(sys.argv[1], sys.argv[1:], dict(os.environ))
+"""
+
+
+@pytest.mark.usefixtures("spawn")  # skips where this machine cannot run the engine
+def test_a_system_without_futex_waitv_is_refused(name: str) -> None:
+    """Before Linux 5.16, or behind a filter that does not know it: every wait would be a loop."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.settimeout(PATIENCE)
+    engine = str(build.IN_TREE / f"vmsession-{name}")
+    with ours, theirs:
+        pid = os.posix_spawn(
+            sys.executable,
+            [sys.executable, "-c", WITHOUT_FUTEX_WAITV, engine],
+            environment(name),
+            file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), protocol.CHANNEL_FD)],
+        )
+        last = protocol.parse_response(ours.recv(protocol.PACKET_LIMIT))
+        ours.close()
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+    assert last.status == Status.KERNEL
+    assert last.text == "futex_waitv, of Linux 5.16 and later: Function not implemented"
 
 
 def test_kvm_that_cannot_be_opened_says_what_to_do() -> None:

@@ -5,8 +5,11 @@
 #ifndef VMSESSION_FUTEX_H
 #define VMSESSION_FUTEX_H
 
+#include <errno.h>
 #include <linux/futex.h>
 #include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -36,6 +39,12 @@ static inline struct futex_waitv futex_private(const _Atomic uint32_t *word, uin
 static inline struct futex_waitv futex_shared(const _Atomic uint32_t *word, uint32_t old)
 {
 	return (struct futex_waitv){.val = old, .uaddr = (uintptr_t)word, .flags = FUTEX_32};
+}
+
+/* Whether futex_sleep_any() works here at all; errno says why not. */
+static inline bool futex_any_works(void)
+{
+	return syscall(SYS_futex_waitv, NULL, 0, 0, NULL, CLOCK_MONOTONIC) < 0 && errno == EINVAL;
 }
 
 /* Sleep while all words keep their values, at most `limit_ns`. Returns for any reason. */

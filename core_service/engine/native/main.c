@@ -12,6 +12,7 @@
 #include "channel_io.h"
 #include "control.h"
 #include "failure.h"
+#include "futex.h"
 #include "kicker.h"
 #include "signals.h"
 #include "vcpu.h"
@@ -29,7 +30,11 @@ static void confine(void)
 static void begin(struct vm *vm)
 {
 	struct failure failure = {0};
-	enum channel_status status = backend.vm_create(vm, &failure);
+	/* Without it every wait would be a loop. */
+	enum channel_status status =
+		futex_any_works() ? CHANNEL_OK : failed_call(&failure, "futex_waitv, of Linux 5.16 and later");
+	if (status == CHANNEL_OK)
+		status = backend.vm_create(vm, &failure);
 	if (status == CHANNEL_OK)
 		status = kicker_start(vm, &failure);
 	if (status != CHANNEL_OK)
