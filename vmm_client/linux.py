@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Self
 
-from vmm_client.boards.pc import LINUX_HARDWARE, LINUX_HASTE, PC, Ending
+from vmm_client.boards.pc import LINUX_HARDWARE, LINUX_HASTE, PC, Ending, ram_pieces
 from vmm_client.boot.linux import load
 from vmm_client.connection import Connection
 from vmm_client.machine import Machine
@@ -41,7 +41,8 @@ class LinuxMachine:
         with ExitStack() as made:
             ram = made.enter_context(core.create_ram(memory))
             self.session = made.enter_context(core.create_session(engine, label="linux"))
-            self.session.attach(ram, gpa=0)
+            for piece in ram_pieces(ram.size):
+                self.session.attach(ram, *piece)
             self._pc = PC(console, wake=self._wake)
             rsdp = self._pc.startup(self.session.memory)
             self._entry = load(

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterable
 
 from dataspace.address_map import AddressMap, Attachment
+from vmm_client.boot.entry import HIGH_RAM
 from vmm_client.errors import NotAttached
 from vmm_client.ram import Ram
 from vmm_client.written import WrittenLog
@@ -26,12 +27,12 @@ class GuestMemory:
     @property
     def size(self) -> int:
         """Bytes attached without a gap from address 0: what a boot loader calls memory."""
-        end = 0
-        for attachment in self.attachments():
-            if attachment.gpa != end:
-                break
-            end = attachment.end
-        return end
+        return self._size_from(0)
+
+    @property
+    def high_size(self) -> int:
+        """Bytes attached without a gap from 4 GiB on, where a PC's memory goes on behind its devices."""
+        return self._size_from(HIGH_RAM)
 
     def attachments(self) -> list[Attachment]:
         """What is attached, in the order of the addresses."""
@@ -99,6 +100,13 @@ class GuestMemory:
             end = min(offset + size, attachment.offset + attachment.size)
             if start < end:
                 self.log.note(attachment.gpa + start - attachment.offset, end - start)
+
+    def _size_from(self, gpa: int) -> int:
+        end = gpa
+        for attachment in self.attachments():
+            if attachment.gpa <= end < attachment.end:
+                end = attachment.end
+        return end - gpa
 
     def _pieces(self, gpa: int, size: int) -> list[tuple[Ram, Attachment]]:
         """The attachments of a range, cut to it."""

@@ -8,8 +8,9 @@ import struct
 class Memory:
     """RAM that refuses what leaves it."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, high_size: int = 0) -> None:
         self.size = size
+        self.high_size = high_size
         self.bytes = bytearray(size)
 
     def read(self, gpa: int, size: int) -> bytes:

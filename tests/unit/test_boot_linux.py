@@ -99,8 +99,11 @@ def test_the_memory_map(memory: Memory) -> None:
     ]
 
 
-def test_the_memory_map_leaves_out_what_lies_in_the_hole() -> None:
-    assert linux.e820(8 << 30)[-1] == (MIB, 0xFEC0_0000 - MIB, 1)
+def test_the_memory_map_goes_on_behind_the_hole(memory: Memory) -> None:
+    memory.size = 4 << 30
+    assert linux.e820(memory)[-1] == (MIB, 0xFEC0_0000 - MIB, 1)
+    memory.high_size = 4096
+    assert linux.e820(memory)[-2:] == [(MIB, 0xFEC0_0000 - MIB, 1), (4 << 30, 4096, 1)]
 
 
 def test_no_initrd(memory: Memory) -> None:

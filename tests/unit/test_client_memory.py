@@ -157,6 +157,14 @@ def test_the_size_is_that_of_memory_without_a_gap(two: tuple[GuestMemory, Ram, R
     assert GuestMemory().size == 0
 
 
+def test_memory_behind_the_devices_counts_for_itself(two: tuple[GuestMemory, Ram, Ram]) -> None:
+    memory, a, _ = two
+    assert memory.high_size == 0
+    memory.attach(a, Attachment(4 << 30, PAGE, a.name, 0, True, True))
+    memory.attach(a, Attachment((4 << 30) + 2 * PAGE, PAGE, a.name, PAGE, True, True))
+    assert (memory.size, memory.high_size) == (3 * PAGE, PAGE)
+
+
 def test_every_reader_of_the_log_has_its_own_pace() -> None:
     log = WrittenLog()
     log.note(0, 1)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmm_client.boards.pc import PC, Ending
+from vmm_client.boards.pc import PC, Ending, ram_pieces
 from vmm_client.devices.pit8254 import nanoseconds
 
 
@@ -120,6 +120,12 @@ def test_ports_of_the_other_devices(machine: Machine) -> None:
 def test_memory_that_nobody_claims_floats(machine: Machine) -> None:
     machine.pc.mmio_write(0xFEE0_0000, 4, 1)
     assert machine.pc.mmio_read(0xFEE0_0000, 4) == 0xFFFF_FFFF
+
+
+def test_ram_makes_room_for_the_devices() -> None:
+    hole = 0xFEC0_0000
+    assert ram_pieces(hole) == [(0, 0, hole)]
+    assert ram_pieces(hole + 4096) == [(0, 0, hole), (4 << 30, hole, 4096)]
 
 
 DEVICE_PORTS = (

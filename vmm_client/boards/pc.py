@@ -22,10 +22,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 
 from vmm_client.boot.acpi import FixedHardware, write_tables
-from vmm_client.boot.entry import GuestMemory
+from vmm_client.boot.entry import HIGH_RAM, LOW_RAM_END, GuestMemory
 from vmm_client.devices.acpi_power import PowerControl, PowerEvents, PowerTimer
 from vmm_client.devices.pic8259 import CascadedPics
 from vmm_client.devices.pit8254 import Pit8254
@@ -63,6 +63,21 @@ class Ending(Enum):
     RESET = "reset"
     HALTED = "halted with interrupts off"
     LEFT = "left by its user"
+
+
+class RamPiece(NamedTuple):
+    """`size` bytes of the PC's RAM from `offset`, seen by the guest at `gpa`."""
+
+    gpa: int
+    offset: int
+    size: int
+
+
+def ram_pieces(size: int) -> list[RamPiece]:
+    """Where `size` bytes of RAM are to be attached: what the devices displace goes behind 4 GiB."""
+    low = min(size, LOW_RAM_END)
+    high = RamPiece(HIGH_RAM, low, size - low)
+    return [RamPiece(0, 0, low), high] if high.size else [RamPiece(0, 0, low)]
 
 
 class PC:

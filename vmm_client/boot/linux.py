@@ -12,15 +12,13 @@ from typing import Final
 
 from vmm_client.boot import bzimage
 from vmm_client.boot.bzimage import BzImage
-from vmm_client.boot.entry import Entry, GuestMemory, ImageError
+from vmm_client.boot.entry import HIGH_RAM, LOW_RAM_END, Entry, GuestMemory, ImageError
 from vmm_client.boot.modes import IDENTITY_MAPPED, long_mode
 
 ZERO_PAGE: Final = 0x7000
 COMMAND_LINE: Final = 0x10000
 LOW_MEMORY_END: Final = 0x9FC00
 HIGH_MEMORY: Final = 0x10_0000
-# The interrupt controllers' addresses begin here, whether or not anybody answers.
-MEMORY_TOLD_END: Final = 0xFEC0_0000
 
 PAGE: Final = 0x1000
 E820_RAM: Final = 1
@@ -50,7 +48,7 @@ def load(
     kernel_end = _kernel_end(image, memory.size)
     initrd_gpa = _initrd_address(image, len(initrd), kernel_end, memory.size)
     registers = long_mode(memory)
-    memory.write(ZERO_PAGE, _zero_page(image, memory.size, initrd_gpa, len(initrd), rsdp))
+    memory.write(ZERO_PAGE, _zero_page(image, memory, initrd_gpa, len(initrd), rsdp))
     memory.write(COMMAND_LINE, line)
     memory.write(image.load_address, image.payload)
     if initrd:
@@ -60,14 +58,15 @@ def load(
     return Entry(registers)
 
 
-def e820(memory_size: int) -> list[tuple[int, int, int]]:
-    """The memory map, as (base, size, type). RAM behind the hole of the PC is not told."""
-    end = min(memory_size, MEMORY_TOLD_END)
-    return [
+def e820(memory: GuestMemory) -> list[tuple[int, int, int]]:
+    """The memory map, as (base, size, type). RAM in the hole of the PC is not told."""
+    end = min(memory.size, LOW_RAM_END)
+    low = [
         (0, LOW_MEMORY_END, E820_RAM),
         (LOW_MEMORY_END, HIGH_MEMORY - LOW_MEMORY_END, E820_RESERVED),
         (HIGH_MEMORY, end - HIGH_MEMORY, E820_RAM),
     ]
+    return [*low, (HIGH_RAM, memory.high_size, E820_RAM)] if memory.high_size else low
 
 
 def _command_line(image: BzImage, command_line: str) -> bytes:
@@ -85,7 +84,7 @@ def _command_line(image: BzImage, command_line: str) -> bytes:
 def _kernel_end(image: BzImage, memory_size: int) -> int:
     """Where the kernel's own memory ends; it decompresses itself within `init_size` bytes."""
     end = image.load_address + max(image.init_size, len(image.payload))
-    if image.load_address < HIGH_MEMORY or end > min(memory_size, MEMORY_TOLD_END):
+    if image.load_address < HIGH_MEMORY or end > min(memory_size, LOW_RAM_END):
         raise ImageError(
             f"kernel needs {image.load_address:#x} to {end:#x}, the VM has {HIGH_MEMORY:#x} to "
             f"{memory_size:#x} free: give it at least {-(-end >> 20)} MiB"
@@ -97,7 +96,7 @@ def _initrd_address(image: BzImage, size: int, kernel_end: int, memory_size: int
     """The highest page that leaves room, and 0 without an initrd."""
     if not size:
         return 0
-    limit = min(memory_size, MEMORY_TOLD_END, IDENTITY_MAPPED, image.initrd_limit + 1)
+    limit = min(memory_size, LOW_RAM_END, IDENTITY_MAPPED, image.initrd_limit + 1)
     gpa = (limit - size) & -PAGE
     if gpa < kernel_end:
         raise ImageError(
@@ -108,7 +107,7 @@ def _initrd_address(image: BzImage, size: int, kernel_end: int, memory_size: int
 
 
 def _zero_page(
-    image: BzImage, memory_size: int, initrd_gpa: int, initrd_size: int, rsdp: int
+    image: BzImage, memory: GuestMemory, initrd_gpa: int, initrd_size: int, rsdp: int
 ) -> bytes:
     page = bytearray(PAGE)
     page[bzimage.HEADER : bzimage.HEADER + len(image.header)] = image.header
@@ -117,7 +116,7 @@ def _zero_page(
     struct.pack_into("<II", page, 0x218, initrd_gpa, initrd_size)
     struct.pack_into("<I", page, 0x228, COMMAND_LINE)
     struct.pack_into("<Q", page, OFFSET_RSDP, rsdp)
-    ranges = e820(memory_size)
+    ranges = e820(memory)
     page[OFFSET_E820_COUNT] = len(ranges)
     for index, entry in enumerate(ranges):
         struct.pack_into("<QQI", page, OFFSET_E820 + 20 * index, *entry)

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from dataspace.vcpu_page import Reason
 from vmm_client import console
-from vmm_client.boards.pc import COM1, PC
+from vmm_client.boards.pc import COM1, PC, ram_pieces
 from vmm_client.boot.flat import Mode, load
 from vmm_client.cli.ending import status_of
 from vmm_client.cli.sizes import Size
@@ -74,7 +74,8 @@ def run(  # noqa: PLR0913 - one for each option
         if engine == "auto":
             engine = select_engine(core, NEEDS[Mode(mode)])
         with core.create_session(engine, label=_label(flat)) as session:
-            session.attach(ram, gpa=0)
+            for piece in ram_pieces(ram.size):
+                session.attach(ram, *piece)
             entry = load(session.memory, image, Mode(mode), load_address)
             pc = PC(console.write)
             pc.router.ports.add(DEBUG_PORT, 1, DebugPort())
