@@ -11,7 +11,7 @@ from tests.guests.assemble import assemble
 from vmm_client.doctor import guests
 from vmm_client.doctor.host import Host, look
 from vmm_client.doctor.probes import ALL, STOCK_KERNEL, Finding
-from vmm_client.doctor.report import EngineReport, conclusions
+from vmm_client.doctor.report import EngineReport, conclusions, seen_by_core
 
 SOURCE = Path(guests.__file__).read_text()
 GUEST = re.compile(
@@ -116,3 +116,11 @@ def test_without_core_the_host_alone_tells() -> None:
     assert "kvm_pvm" in conclusions(PVM, [])[0]
     assert "needs no KVM" in conclusions(Host("there is no /dev/kvm", "", ""), [])[0]
     assert conclusions(HARDWARE, []) == ["Start core to examine the engines."]
+
+
+def test_a_device_that_core_can_use_is_no_problem() -> None:
+    root_only = Host("/dev/kvm has mode 0600", "chmod 0660 /dev/kvm", "kvm_amd")
+    works, fails = EngineReport("kvm"), EngineReport("kvm", "permission denied")
+    assert seen_by_core(root_only, [works]) == Host("", "core can use it", "kvm_amd")
+    assert seen_by_core(root_only, [fails]) == root_only
+    assert seen_by_core(root_only, []) == root_only

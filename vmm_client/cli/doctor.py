@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from vmm_client.cli.output import Row, show
 from vmm_client.connection import connect
 from vmm_client.doctor.host import Host, look
-from vmm_client.doctor.report import EngineReport, conclusions, report_on
+from vmm_client.doctor.report import EngineReport, conclusions, report_on, seen_by_core
 from vmm_client.errors import VmsessionError
 
 COLUMNS = ("where", "what", "works", "detail")
@@ -38,6 +38,7 @@ def doctor(
             engines = list(report_on(core))
     except VmsessionError as error:
         problem = f"{error}; {error.hint}" if error.hint else str(error)
+    host = seen_by_core(host, engines)
     verdict = conclusions(host, engines)
     if json:
         print(encoder.dumps(_object(host, engines, problem, verdict), indent=2))

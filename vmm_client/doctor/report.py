@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from vmm_client.connection import Connection
@@ -64,6 +64,13 @@ def _examined(connection: Connection, engine: str) -> EngineReport:
         return EngineReport(engine, str(error))
     speeds = {name: speed for name, speed in measured.items() if speed is not None}
     return EngineReport(engine, findings=findings, speeds=speeds)
+
+
+def seen_by_core(host: Host, engines: list[EngineReport]) -> Host:
+    """What matters of the host: where the engine kvm works, core can use KVM, whatever others may."""
+    if any(engine.name == "kvm" and not engine.problem for engine in engines):
+        return replace(host, problem="", advice="core can use it")
+    return host
 
 
 def conclusions(host: Host, engines: list[EngineReport]) -> list[str]:
