@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from typing import Final, Protocol
 
@@ -143,11 +143,11 @@ class Vcpu:
     def pause(self) -> int:
         """Ask for the exit PAUSED, whatever the guest does; on a stopped vCPU the next run gives
         it before a guest instruction. Requests coalesce; this one's number is returned."""
-        return self._open_page().waiter.pause()
+        return self._ask(Waiter.pause)
 
     def request_window(self) -> int:
         """Ask for the exit WINDOW as soon as the guest can take an external interrupt."""
-        return self._open_page().waiter.window()
+        return self._ask(Waiter.window)
 
     @property
     def pauses_acknowledged(self) -> int:
@@ -222,6 +222,12 @@ class Vcpu:
         if self._told != self._log.position:
             self._tell_written()
         self._running = True
+
+    def _ask(self, request: Callable[[Waiter], int]) -> int:
+        try:
+            return request(self._open_page().waiter)
+        except ValueError as error:  # closed at this moment
+            raise Closed(self.name) from error
 
     def _stopped_reply(self) -> Reply:
         self.stopped_page()

@@ -1,7 +1,7 @@
 """The vCPU of the client library against a scripted engine: replies, waiting, and the ends of it."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -22,9 +22,11 @@ from tests.unit.client_scripted_engine import (
     Record,
     Script,
     ScriptedEngine,
+    blank_page,
     vcpu_on,
 )
 from vmm_client import errors
+from vmm_client.page import Page
 from vmm_client.vcpu import Vcpu
 
 ONES = 0xFFFFFFFFFFFFFFFF
@@ -353,3 +355,14 @@ def test_a_turn_runs_and_waits_in_one_step() -> None:
         assert vcpu.turn(0) is None
         with pytest.raises(errors.NotStopped):
             vcpu.turn()
+
+
+@pytest.mark.parametrize("ask", [Vcpu.pause, Vcpu.request_window])
+def test_asking_a_vcpu_that_is_being_closed_is_no_other_error(
+    ask: Callable[[Vcpu], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vcpu = Vcpu("sessions/t/vcpus/0", page := Page(blank_page()), Owner())
+    monkeypatch.setattr(vcpu, "_open_page", lambda: page)  # it looked before the close
+    vcpu.close()
+    with pytest.raises(errors.Closed):
+        ask(vcpu)
