@@ -38,6 +38,11 @@ class Clients:
     def __len__(self) -> int:
         return len(self._by_identity) + len(self._anonymous)
 
+    def of_user(self, uid: int) -> int:
+        """How many clients a user has."""
+        everybody = (*self._by_identity.values(), *self._anonymous)
+        return sum(1 for client in everybody if client.identity.uid == uid)
+
     @property
     def watched(self) -> int:
         """Clients whose process is watched, by one fd each."""

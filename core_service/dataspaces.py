@@ -153,3 +153,8 @@ def holder(client: Client) -> str:
     """A client as the ledger names it: `uid:gid:pid`."""
     identity = client.identity
     return f"{identity.uid}:{identity.gid}:{identity.pid}"
+
+
+def uid_of(holder: str) -> int:
+    """The user of a client as the ledger names it."""
+    return int(holder.partition(":")[0])

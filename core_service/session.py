@@ -75,6 +75,11 @@ class Session:
         engine.on_exit = self._exit_arrived
 
     @property
+    def uid(self) -> int:
+        """The user that it belongs to."""
+        return self.client.identity.uid
+
+    @property
     def closing(self) -> bool:
         """Whether its end has begun."""
         return self.state is not State.OPEN

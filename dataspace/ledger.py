@@ -188,17 +188,21 @@ class Ledger:
         return [life.record() for lives in (self._freed, self._living) for life in lives.values()]
 
     def created_after(
-        self, revision: int, *, holder: str | None = None, gone: bool = True
+        self,
+        revision: int,
+        *,
+        shown: Callable[[str], bool] = lambda _holder: True,
+        gone: bool = True,
     ) -> Iterator[tuple[int, Record]]:
         """Iterate over the records of what was created after a revision, oldest first, each with the
-        revision of its creation; only those of one holder, or without those that are gone, if so
-        asked. A record is made as it is asked for: who takes a few pays for a few.
+        revision of its creation; only those whose holder is `shown`, or without those that are gone,
+        if so asked. A record is made as it is asked for: who takes a few pays for a few.
         """
         lives = [
             life
             for among in ((self._freed, self._living) if gone else (self._living,))
             for life in among.values()
-            if life.revision > revision and holder in {None, life.holder}
+            if life.revision > revision and shown(life.holder)
         ]
         lives.sort(key=attrgetter("revision"))
         return ((life.revision, life.record()) for life in lives)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -11,9 +10,10 @@ import grpc.aio
 from vmsession.v1 import audit_pb2 as pb
 from vmsession.v1 import audit_pb2_grpc
 
-from core_service.dataspaces import holder
+from core_service.dataspaces import uid_of
 from core_service.rpc import convert
 from core_service.rpc.paging import page_size, wrong_token
+from core_service.rpc.sight import sees, sees_all
 from dataspace.record import State
 
 if TYPE_CHECKING:
@@ -21,11 +21,6 @@ if TYPE_CHECKING:
     from core_service.core import Core
 
 Context = grpc.aio.ServicerContext[Any, Any]
-
-
-def sees_all(client: Client) -> bool:
-    """Core's own user and root audit everybody."""
-    return client.identity.uid in {0, os.geteuid()}
 
 
 class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
@@ -43,7 +38,7 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         count = page_size(request.page_size)
         found = ledger.created_after(
             self._after(request.page_token),
-            holder=None if sees_all(client) else holder(client),
+            shown=_shown_to(client),
             gone=not request.alive_only,
         )
         chosen = list(islice(found, count))
@@ -67,7 +62,7 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
     ) -> pb.GetTotalsResponse:
         client = self._core.clients.of(context.peer())
         if not sees_all(client):
-            return self._own_totals(client)
+            return self._totals_of_user(client)
         totals = self._core.ledger.totals()
         return pb.GetTotalsResponse(
             live=totals.live + totals.held,
@@ -81,10 +76,9 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
             extra_fds=self._extra_fds(),
         )
 
-    def _own_totals(self, client: Client) -> pb.GetTotalsResponse:
-        records = [
-            record for _, record in self._core.ledger.created_after(0, holder=holder(client))
-        ]
+    def _totals_of_user(self, client: Client) -> pb.GetTotalsResponse:
+        shown = _shown_to(client)
+        records = [record for _, record in self._core.ledger.created_after(0, shown=shown)]
         live = [record for record in records if record.state is not State.FREED]
         return pb.GetTotalsResponse(
             live=len(live),
@@ -92,6 +86,12 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
             held_bytes=sum(record.size for record in live if record.state is State.HELD),
             created=len(records),
             freed=len(records) - len(live),
-            sessions=len(client.sessions),
-            clients=1,
+            sessions=sum(
+                1 for session in self._core.sessions.values() if sees(client, session.uid)
+            ),
+            clients=self._core.clients.of_user(client.identity.uid),
         )
+
+
+def _shown_to(client: Client) -> Callable[[str], bool]:
+    return lambda holder: sees(client, uid_of(holder))

@@ -12,8 +12,8 @@ from vmsession.v1 import vm_session_pb2_grpc
 
 from core_service.refusal import invalid
 from core_service.rpc import convert, vcpu_calls
-from core_service.rpc.audit_servicer import sees_all
 from core_service.rpc.paging import page
+from core_service.rpc.sight import sees
 from dataspace.vcpu_page import ABI
 
 if TYPE_CHECKING:
@@ -72,9 +72,8 @@ class VmSessionServicer(vm_session_pb2_grpc.VmSessionServiceServicer):
         self, request: pb.ListSessionsRequest, context: Context
     ) -> pb.ListSessionsResponse:
         client = self._client(context)
-        visible = self._core.sessions if sees_all(client) else client.sessions
         chosen, token = page(
-            list(visible.values()),
+            [session for session in self._core.sessions.values() if sees(client, session.uid)],
             lambda session: session.name,
             request.page_size,
             request.page_token,

@@ -115,9 +115,9 @@ def cancel(call: Any) -> None:
     call.cancel()
 
 
-def become_other_user() -> None:
+def become_other_user(uid: int = OTHER_USER) -> None:
     """Root drops to a user of its own, after its imports: that user need not reach our files."""
     if os.geteuid() == 0:
         os.setgroups([])
-        os.setresgid(OTHER_USER, OTHER_USER, OTHER_USER)
-        os.setresuid(OTHER_USER, OTHER_USER, OTHER_USER)
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)

@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class AuditServiceStub:
-    """The lifetime of every dataspace, also of those that are gone. A client sees its own records; core's own
-    user and root see all.
+    """The lifetime of every dataspace, also of those that are gone. A user sees the records of all his
+    processes; core's own user and root see everybody's.
     """
 
     def __init__(self, channel):
@@ -49,8 +49,8 @@ class AuditServiceStub:
 
 
 class AuditServiceServicer:
-    """The lifetime of every dataspace, also of those that are gone. A client sees its own records; core's own
-    user and root see all.
+    """The lifetime of every dataspace, also of those that are gone. A user sees the records of all his
+    processes; core's own user and root see everybody's.
     """
 
     def ListRecords(self, request, context):
@@ -89,8 +89,8 @@ def add_AuditServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AuditService:
-    """The lifetime of every dataspace, also of those that are gone. A client sees its own records; core's own
-    user and root see all.
+    """The lifetime of every dataspace, also of those that are gone. A user sees the records of all his
+    processes; core's own user and root see everybody's.
     """
 
     @staticmethod

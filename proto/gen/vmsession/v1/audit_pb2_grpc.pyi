@@ -27,8 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AuditServiceStub:
-    """The lifetime of every dataspace, also of those that are gone. A client sees its own records; core's own
-    user and root see all.
+    """The lifetime of every dataspace, also of those that are gone. A user sees the records of all his
+    processes; core's own user and root see everybody's.
     """
 
     @_typing.overload
@@ -42,8 +42,8 @@ class AuditServiceStub:
 
 @_typing.type_check_only
 class AuditServiceAsyncStub(AuditServiceStub):
-    """The lifetime of every dataspace, also of those that are gone. A client sees its own records; core's own
-    user and root see all.
+    """The lifetime of every dataspace, also of those that are gone. A user sees the records of all his
+    processes; core's own user and root see everybody's.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -53,8 +53,8 @@ class AuditServiceAsyncStub(AuditServiceStub):
     """Sums up what lives, what ever lived, and what core itself holds. No errors of its own."""
 
 class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The lifetime of every dataspace, also of those that are gone. A client sees its own records; core's own
-    user and root see all.
+    """The lifetime of every dataspace, also of those that are gone. A user sees the records of all his
+    processes; core's own user and root see everybody's.
     """
 
     @_abc_1.abstractmethod

@@ -152,7 +152,8 @@ class VmSessionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListSessions(self, request, context):
-        """Lists the caller's sessions; core's own user and root see all. Errors: INVALID_ARGUMENT (page token).
+        """Lists the sessions of the caller's user; core's own user and root see everybody's. Errors:
+        INVALID_ARGUMENT (page token).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -50,7 +50,9 @@ class VmSessionServiceStub:
     GetSession: _grpc.UnaryUnaryMultiCallable[_vm_session_pb2.GetSessionRequest, _vm_session_pb2.GetSessionResponse]
     """Tells about one session of the caller. Errors: NOT_FOUND."""
     ListSessions: _grpc.UnaryUnaryMultiCallable[_vm_session_pb2.ListSessionsRequest, _vm_session_pb2.ListSessionsResponse]
-    """Lists the caller's sessions; core's own user and root see all. Errors: INVALID_ARGUMENT (page token)."""
+    """Lists the sessions of the caller's user; core's own user and root see everybody's. Errors:
+    INVALID_ARGUMENT (page token).
+    """
     DeleteSession: _grpc.UnaryUnaryMultiCallable[_vm_session_pb2.DeleteSessionRequest, _vm_session_pb2.DeleteSessionResponse]
     """Ends a session: vCPUs, then mappings, then its quota. Nothing of it is left when the call returns.
     Errors: NOT_FOUND, REQUEST_ID_REUSED.
@@ -132,7 +134,9 @@ class VmSessionServiceAsyncStub(VmSessionServiceStub):
     GetSession: _aio.UnaryUnaryMultiCallable[_vm_session_pb2.GetSessionRequest, _vm_session_pb2.GetSessionResponse]  # type: ignore[assignment]
     """Tells about one session of the caller. Errors: NOT_FOUND."""
     ListSessions: _aio.UnaryUnaryMultiCallable[_vm_session_pb2.ListSessionsRequest, _vm_session_pb2.ListSessionsResponse]  # type: ignore[assignment]
-    """Lists the caller's sessions; core's own user and root see all. Errors: INVALID_ARGUMENT (page token)."""
+    """Lists the sessions of the caller's user; core's own user and root see everybody's. Errors:
+    INVALID_ARGUMENT (page token).
+    """
     DeleteSession: _aio.UnaryUnaryMultiCallable[_vm_session_pb2.DeleteSessionRequest, _vm_session_pb2.DeleteSessionResponse]  # type: ignore[assignment]
     """Ends a session: vCPUs, then mappings, then its quota. Nothing of it is left when the call returns.
     Errors: NOT_FOUND, REQUEST_ID_REUSED.
@@ -229,7 +233,9 @@ class VmSessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_session_pb2.ListSessionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_session_pb2.ListSessionsResponse, _abc.Awaitable[_vm_session_pb2.ListSessionsResponse]]:
-        """Lists the caller's sessions; core's own user and root see all. Errors: INVALID_ARGUMENT (page token)."""
+        """Lists the sessions of the caller's user; core's own user and root see everybody's. Errors:
+        INVALID_ARGUMENT (page token).
+        """
 
     @_abc_1.abstractmethod
     def DeleteSession(

@@ -1,0 +1,61 @@
+"""What a user sees of others in lists and in the audit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.running_core import OTHER_USER, RunningCore, Stubs
+from tests.integration.victim import Victim
+
+ROOT = Path(__file__).parents[2]
+
+LOOK = """
+import json, sys
+from tests.integration.running_core import become_other_user
+from vmm_client import connect
+become_other_user(int(sys.argv[2]))
+with connect(sys.argv[1]) as core:
+    totals = core.totals()
+    print(json.dumps({
+        "sessions": [session.name for session in core.sessions()],
+        "records": [record.name for record in core.records()],
+        "totals": [totals.live, totals.created, totals.sessions, totals.clients],
+        "core": [totals.engine_processes, totals.extra_fds],
+    }))
+"""
+
+
+def look(core: RunningCore, uid: int) -> dict[str, list[object]]:
+    """What a process of `uid` sees."""
+    completed = subprocess.run(
+        [sys.executable, "-c", LOOK, core.socket, str(uid)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    seen: dict[str, list[object]] = json.loads(completed.stdout)
+    return seen
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+def test_a_user_sees_what_is_his(core: RunningCore, stubs: Stubs) -> None:
+    with Victim(core, "soft") as victim:
+        same_user = look(core, OTHER_USER)
+        assert same_user["sessions"] == [victim.session]
+        assert same_user["records"] == [victim.dataspace]
+        assert same_user["totals"] == [1, 1, 1, 2]
+        assert same_user["core"] == [0, 0]
+        stranger = look(core, OTHER_USER + 1)
+        assert stranger["sessions"] == []
+        assert stranger["records"] == []
+        assert stranger["totals"] == [0, 0, 0, 1]
+        assert look(core, 0)["sessions"] == [victim.session]
+    assert stubs.totals().clients == 1
