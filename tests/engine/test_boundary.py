@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+
 import pytest
 
 from core_service.engine.protocol import Transport
@@ -204,6 +206,16 @@ def test_pause_of_a_guest_that_never_exits(engine: Engine, transport: Transport)
             assert vcpu.reason == Reason.PAUSED
             assert vcpu.exit.pause_ack == number
             assert vcpu.scalar("rip") == ORIGIN
+
+
+def test_pause_does_not_need_a_queue_of_signals(engine: Engine, transport: Transport) -> None:
+    """The kernel counts queued signals by user: other engines may have used them up."""
+    with guest(engine, transport, "1: jmp 1b") as vcpu:
+        resource.prlimit(engine.pid, resource.RLIMIT_SIGPENDING, (0, 0))
+        vcpu.start()
+        vcpu.pause()
+        vcpu.wait()
+        assert vcpu.reason == Reason.PAUSED
 
 
 def test_pauses_coalesce(engine: Engine, transport: Transport) -> None:
