@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
 import struct
 import sys
@@ -312,6 +313,18 @@ def test_the_process_is_confined(engine: Engine) -> None:
     assert "NoNewPrivs:\t1" in status
     opened = {str(fd.readlink()) for fd in Path(f"/proc/{engine.pid}/fd").iterdir()}
     assert "/dev/kvm" not in opened
+
+
+def test_signals_that_its_parent_blocks_are_not_blocked(spawn: Callable[[], Engine]) -> None:
+    """The kick is one, and the alarm that ends an engine whose end hangs."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGALRM})
+    try:
+        started = spawn()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with started as engine:
+        engine.hello()
+        assert "SigBlk:\t0000000000000000" in Path(f"/proc/{engine.pid}/status").read_text()
 
 
 def test_an_executable_by_itself_explains_itself(name: str) -> None:

@@ -19,11 +19,10 @@ void signals_prepare(void)
 	sigemptyset(&action.sa_mask);
 	sigaction(KICK_SIGNAL, &action, NULL);
 
-	/* core may have started us with signals blocked */
-	sigset_t kick;
-	sigemptyset(&kick);
-	sigaddset(&kick, KICK_SIGNAL);
-	pthread_sigmask(SIG_UNBLOCK, &kick, NULL);
+	/* core may have started us with signals blocked: the kick, or the alarm that ends an end that hangs */
+	sigset_t none;
+	sigemptyset(&none);
+	pthread_sigmask(SIG_SETMASK, &none, NULL);
 }
 
 void signals_kick(pthread_t thread)

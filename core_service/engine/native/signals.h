@@ -8,7 +8,7 @@
 
 #include <pthread.h>
 
-/* Once: the kick signal gets a handler that does nothing but interrupt what blocks. */
+/* Once: the kick signal gets a handler that does nothing but interrupt what blocks, and no signal is blocked. */
 void signals_prepare(void);
 
 /* Interrupt a blocking system call of that thread. The caller closes the race with a thread that is only
