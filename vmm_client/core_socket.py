@@ -22,11 +22,10 @@ def socket_path() -> str:
     """$VMSESSION_SOCKET, else the user's own core if there is one, else the system's."""
     if path := os.environ.get(SOCKET_VARIABLE):
         return path
-    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
-        own = Path(runtime, "vmsession", "core.sock")
-        if own.exists():
-            return str(own)
-    return SYSTEM_SOCKET
+    runtime = os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.geteuid()}")  # as core has it
+    own = Path(runtime, "vmsession", "core.sock")
+    # Not Path.exists: it raises where the directory is another user's, as the variable may be after su.
+    return str(own) if os.access(own, os.F_OK) else SYSTEM_SOCKET
 
 
 def check_reachable(path: str) -> None:

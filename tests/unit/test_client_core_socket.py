@@ -34,7 +34,16 @@ def test_the_user_s_own_core_comes_before_the_system_s(
     own.parent.mkdir()
     own.touch()
     assert socket_path() == str(own)
-    monkeypatch.delenv("XDG_RUNTIME_DIR")
+
+
+def test_without_a_runtime_directory_it_is_where_core_has_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("VMSESSION_SOCKET", raising=False)
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.setattr("os.access", lambda _path, _mode: True)
+    assert socket_path() == f"/run/user/{os.geteuid()}/vmsession/core.sock"
+    monkeypatch.setattr("os.access", lambda _path, _mode: False)
     assert socket_path() == SYSTEM_SOCKET
 
 
