@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from vmm_client.cli.main import COMMANDS, main, status_of
-from vmm_client.cli.output import Row, show, size
+from vmm_client.cli.output import Row, show, size, tell
 from vmm_client.cli.sizes import parse_size
 
 ROWS: list[Row] = [
@@ -131,6 +131,21 @@ def test_a_terminal_gets_a_table(
     out = capsys.readouterr().out
     assert "sessions/1" in out
     assert "│" in out
+
+
+def test_a_terminal_gets_whole_words(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    sentence = "stock kernels boot on soft alone"
+    tell([sentence])
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    tell([sentence])
+    assert capsys.readouterr().out.splitlines() == [
+        sentence,
+        "stock kernels boot",
+        "on soft alone",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from vmm_client.cli.output import Row, show
+from vmm_client.cli.output import Row, show, tell
 from vmm_client.connection import connect
 from vmm_client.doctor.host import Host, look
 from vmm_client.doctor.report import EngineReport, conclusions, report_on, seen_by_core
@@ -44,7 +44,7 @@ def doctor(
         print(encoder.dumps(_object(host, engines, problem, verdict), indent=2))
     else:
         show(_rows(host, engines, problem), COLUMNS, as_json=False)
-        print(*verdict, sep="\n")
+        tell(verdict)
     return 0 if any(engine.runs_stock_kernels for engine in engines) else 1
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 
 Cell = str | int | float | bool | None
@@ -21,6 +23,13 @@ def show(rows: Iterable[Row], columns: Sequence[str], *, as_json: bool, title: s
         print("\t".join(columns))
         for row in rows:
             print("\t".join(_text(row[column]) for column in columns))
+
+
+def tell(sentences: Iterable[str]) -> None:
+    """Print sentences, one a line; a terminal gets them wrapped between words."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    for sentence in sentences:
+        print(textwrap.fill(sentence, width, break_long_words=False, break_on_hyphens=False))
 
 
 def _show_table(rows: Iterable[Row], columns: Sequence[str], title: str) -> None:
