@@ -154,7 +154,8 @@ class Exit(ExitHead):
     def route(self, ports: Bus, mmio: Bus) -> bool:
         """Let a bus serve this exit: True if it was port I/O or MMIO.
 
-        String instructions arrive at the bus one access at a time.
+        String instructions arrive at the bus one access at a time. Raises UnknownExit for an access
+        of no bytes, which no engine may publish.
         """
         if self.reason is _PORT:
             bus = ports
@@ -162,7 +163,7 @@ class Exit(ExitHead):
             bus = mmio
         else:
             return False
-        if self.count != 1 or self.size > 8:
+        if self.count != 1 or not 0 < self.size <= 8:
             self._route_string(bus)
         elif self.is_read:
             self._reply.set_value(bus.read(self.address, self.size))
@@ -171,18 +172,23 @@ class Exit(ExitHead):
         return True
 
     def _route_string(self, bus: Bus) -> None:
+        total = self.size * self.count
+        if not total:
+            raise UnknownExit(self._name, self.reason, self.size, self.count)
         step = min(self.size, 8)
-        parts = range(0, self.size * self.count, step)
+        parts = [(at, min(step, total - at)) for at in range(0, total, step)]
         # A port stays the same for a whole string; memory goes up.
         stride = 0 if self.reason is _PORT else 1
         if self.is_read:
-            values = (bus.read(self.address + at * stride, step) for at in parts)
-            self.reply_data(b"".join(value.to_bytes(step, "little") for value in values))
+            values = (
+                bus.read(self.address + at * stride, n).to_bytes(n, "little") for at, n in parts
+            )
+            self.reply_data(b"".join(values))
             return
         data = self.data
-        for at in parts:
-            piece = data[at : at + step]
-            bus.write(self.address + at * stride, step, int.from_bytes(piece, "little"))
+        for at, n in parts:
+            value = int.from_bytes(data[at : at + n], "little")
+            bus.write(self.address + at * stride, n, value)
 
     def __str__(self) -> str:
         """One line for people, as in `PORT out 0xe9 size 1 value 0x48`."""

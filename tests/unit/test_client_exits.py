@@ -4,6 +4,7 @@ import pytest
 
 from dataspace.vcpu_page import ExitFlag, Injection, Reason
 from tests.unit.client_scripted_engine import Answer, Record, Script, ScriptedEngine, vcpu_on
+from vmm_client.errors import UnknownExit
 from vmm_client.exits import Exit
 
 READ = ExitFlag.READ | ExitFlag.MID_INSTRUCTION
@@ -163,6 +164,18 @@ def test_a_wide_mmio_access_arrives_as_two() -> None:
     _, _, mmio, _ = routed(Record(Reason.MMIO, WRITE, 0x1000, 0, 16, 1, data=data))
     halves = [int.from_bytes(data[at : at + 8], "little") for at in (0, 8)]
     assert mmio.accesses == [(0x1000, 8, halves[0]), (0x1008, 8, halves[1])]
+
+
+@pytest.mark.parametrize(("size", "count"), [(0, 1), (1, 0), (0, 0)])
+def test_an_access_of_no_bytes_is_no_exit(size: int, count: int) -> None:
+    with pytest.raises(UnknownExit, match=f"{count} accesses of {size} bytes"):
+        routed(Record(Reason.PORT, WRITE, 0x3F8, 0xFFFF, size, count))
+
+
+def test_the_last_part_of_an_odd_access_is_shorter() -> None:
+    _, _, mmio, answer = routed(Record(Reason.MMIO, READ, 0x1000, size=12, count=1))
+    assert mmio.accesses == [(0x1000, 8), (0x1008, 4)]
+    assert answer.data[:12] == (1).to_bytes(8, "little") + (2).to_bytes(4, "little")
 
 
 def test_other_exits_are_left_to_the_vmm() -> None:
