@@ -107,6 +107,19 @@ def test_missing_symbol(tmp_path: Path, library: bytes) -> None:
     assert "undefined symbol: cpu_old" in response.text
 
 
+def test_the_copy_cannot_be_written() -> None:
+    """By nobody, whatever they may open."""
+    with Engine(build.IN_TREE / "vmsession-soft", environment("soft")) as engine:
+        engine.hello()
+        stream = Transport.STREAM
+        engine.demand(lambda n: protocol.vcpu_packet(Type.CREATE_VCPU, n, 0, stream))
+        opened = Path(f"/proc/{engine.pid}/fd").iterdir()
+        copies = [fd for fd in opened if str(fd.readlink()).startswith("/memfd:bochs")]
+        assert len(copies) == 1
+        with copies[0].open("r+b", buffering=0) as copy, pytest.raises(PermissionError):
+            copy.write(b"\0")
+
+
 def test_crazy_program_headers(tmp_path: Path, library: bytes) -> None:
     """e_phoff beyond anything."""
     crazy = bytearray(library)

@@ -126,9 +126,12 @@ enum channel_status soft_library_copy(int library, int *fd, struct failure *fail
 	int copy = memfd_create("bochs", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	if (copy < 0)
 		return failed_call(failure, "software CPU: memfd_create");
+	/* Not F_SEAL_WRITE, though nobody maps the copy yet: the kernel refuses that one, with EBUSY, as long as
+	 * anybody in the system holds a reference to one of its pages, which happens under load. */
+	const int seals = F_SEAL_FUTURE_WRITE | F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL;
 	errno = EINVAL; /* for a file that turns out to be another than the build-id says */
 	if (!copy_file(library, copy) || !soft_instrumentation_remove(copy) ||
-	    fcntl(copy, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL) < 0) {
+	    fcntl(copy, F_ADD_SEALS, seals) < 0) {
 		enum channel_status status = failed_call(failure, "software CPU: copying its library");
 		close(copy);
 		return status;
