@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.running_core import RunningCore
+from tests.integration.running_core import RunningCore, Stubs
 from vmm_client.boot.images import default_cache, obtain
 
 VMM = Path(sys.executable).parent / "vmm"
@@ -88,6 +88,13 @@ def test_ctrl_a_x_leaves(terminal: Terminal) -> None:
     terminal.type(b"\x01x")
     terminal.expect(b"the machine ended: left by its user")
     assert terminal.process.wait(20) == 130
+
+
+def test_sigterm_ends_it_in_order(terminal: Terminal, stubs: Stubs) -> None:
+    terminal.expect(b"Ctrl-A x leaves")
+    terminal.process.terminate()
+    assert terminal.process.wait(20) == 143
+    assert stubs.totals().sessions == 0  # no grace: it closed what it had
 
 
 def test_a_kernel_that_panics_resets(core: RunningCore) -> None:
