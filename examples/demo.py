@@ -75,7 +75,7 @@ def victim(socket: str) -> None:
             vcpu = session.create_vcpu()
             for count, exit_ in enumerate(vcpu.exits()):
                 if count == 0:
-                    code = vcpu.registers["cs"]._replace(selector=0, base=0)
+                    code = vcpu.registers.cs._replace(selector=0, base=0)
                     vcpu.registers.update({"cs": code, "rip": 0x1000})
                 elif count == 1000:
                     print(f"served {count} exits, the last is {exit_}", flush=True)
