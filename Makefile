@@ -39,7 +39,7 @@ $(VENV)/.vmsession: $(VENV)/.runtime $(NATIVE)
 	@touch $@
 
 demo: $(VENV)/.vmsession
-	@$(BIN)/python examples/demo.py
+	@$(BIN)/python -m examples.demo
 
 test: $(VENV)/.dev $(VENV)/.vmsession
 	@$(BIN)/python -m pytest

@@ -50,7 +50,11 @@ setup(
         Extension(
             "dataspace._page",
             sources=["dataspace/_page.c", "dataspace/_exit_head.c"],
-            depends=["proto/vcpu_page.h", "dataspace/native/page_wait.h", "dataspace/native/waiter.h"],
+            depends=[
+                "proto/vcpu_page.h",
+                "dataspace/native/page_wait.h",
+                "dataspace/native/waiter.h",
+            ],
             include_dirs=["proto", "dataspace/native"],
             extra_compile_args=["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror"],
         )

@@ -19,9 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from tiny_vmm import main as tiny_vmm
 from vmsession.v1.audit_pb2 import GetTotalsResponse
 
+from examples.tiny_vmm import main as tiny_vmm
 from vmm_client.boards.pc import Ending
 from vmm_client.boot.entry import ImageError
 from vmm_client.boot.images import ImagesError, default_cache, obtain
@@ -102,7 +102,7 @@ class Vmm:
         self.name = name
         self.said = threading.Event()
         self.process = subprocess.Popen(
-            [sys.executable, __file__, name, socket],
+            [sys.executable, "-m", "examples.demo", name, socket],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
