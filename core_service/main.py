@@ -42,7 +42,10 @@ def main() -> None:
     except SocketInUseError as error:
         sys.exit(f"vmcore: another core serves on {error}; stop it, or choose another --directory")
     except PermissionError as error:
-        sys.exit(f"vmcore: {error}; choose a --directory that you may write")
+        sys.exit(
+            f"vmcore: {error}; choose a --directory that you may write, and name "
+            "its core.sock to clients by VMSESSION_SOCKET"
+        )
     except OSError as error:
         sys.exit(f"vmcore: cannot serve: {error}; choose another --directory")
 

@@ -56,16 +56,14 @@ Exit status: 0 when the guest powered off or halted with interrupts off, 3 when 
         """\
 List the sessions that core lets you see.
 
-Core's own user and root see all. Others see none from here: core shows them a session only in the
-process that made it.""",
+You see those of all your processes; core's own user and root see everybody's.""",
     ),
     "dataspaces": (
         "vmm_client.cli.dataspaces:dataspaces",
         """\
 Tell who holds which memory, now and before.
 
-Core's own user and root see all. Others see none from here: core shows them memory only in the
-process that made it.""",
+You see what all your processes hold; core's own user and root see everybody's.""",
     ),
     "doctor": (
         "vmm_client.cli.doctor:doctor",
