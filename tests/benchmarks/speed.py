@@ -26,8 +26,8 @@ callee: ret
 """
 # By name: the body, and the instructions of one turn with `dec` and `jnz`.
 BODIES: Final = {
-    "alu_memory": ("add rax, rcx; mov [rdi], rax; mov rdx, [rdi]; add rbx, rdx", 6),
-    "call_ret": ("call callee", 4),
+    "soft.mips": ("add rax, rcx; mov [rdi], rax; mov rdx, [rdi]; add rbx, rdx", 6),
+    "soft.mips.call_ret": ("call callee", 4),
 }
 
 
@@ -47,7 +47,7 @@ def measure(at: Workplace) -> list[Result]:
             running = stack.enter_context(guest(at.core, "soft", code))
             measures[name] = partial(mips, running, instructions)
         samples = in_turns(at.effort.rounds, measures)
-    return [Result.of(f"soft.mips.{name}", "MIPS", samples[name]) for name in BODIES]
+    return [Result.of(name, "MIPS", samples[name]) for name in BODIES]
 
 
-SOFT = Benchmark(tuple(f"soft.mips.{name}" for name in BODIES), measure, engine="soft")
+SOFT = Benchmark(tuple(BODIES), measure, engine="soft")
