@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import ctypes
 import logging
+import os
 import resource
 import signal
 import sys
@@ -110,17 +111,16 @@ def _seconds(text: str) -> float:
 
 class _Stderr:
     """Standard error, of which nothing depends: a log that is full or gone must not keep core from
-    freeing what its clients leave."""
+    freeing what its clients leave. Past Python's buffer, which would fail once more at exit."""
 
     @staticmethod
     def write(text: str) -> None:
         with suppress(OSError):
-            sys.stderr.write(text)
+            os.write(2, text.encode())
 
     @staticmethod
     def flush() -> None:
-        with suppress(OSError):
-            sys.stderr.flush()
+        """Nothing is kept."""
 
 
 def _configure_log(level: str) -> None:
