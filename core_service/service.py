@@ -12,6 +12,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
 
 import grpc.aio
 import structlog
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+INNER: Final = "inner-"
 SOCKET_PATH_LIMIT: Final = 107  # unix(7): sun_path, with the NUL that ends it
 STOP_GRACE: Final = 1.0
 STREAMS_PER_CONNECTION: Final = 1024
@@ -82,7 +84,7 @@ class Service:
             raise SocketInUseError(str(self._settings.socket)) from None
         public = self._listen(self._settings.socket, socket.SOCK_STREAM)
         fds = self._listen(self._settings.fd_socket, socket.SOCK_SEQPACKET)
-        self._inner = Path(tempfile.mkdtemp(prefix="vmcore-"))
+        self._inner = self._make_inner()
         grpc_socket = self._inner / "grpc.sock"
         check_path(grpc_socket)
         self._server = await self._serve_inner(grpc_socket)
@@ -93,6 +95,13 @@ class Service:
         await self._door.open(public)
         self._idle = take_census()
         log.info("serving", socket=str(self._settings.socket))
+
+    def _make_inner(self) -> Path:
+        """The directory of the inner socket, 0700; what a killed core left goes, as the lock is ours."""
+        directory = self._settings.directory
+        for left in directory.glob(f"{INNER}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        return Path(tempfile.mkdtemp(prefix=INNER, dir=directory))
 
     def _listen(self, path: Path, kind: socket.SocketKind) -> socket.socket:
         listening = listen(path, kind, self._settings.socket_mode)
@@ -121,7 +130,7 @@ class Service:
         reflection.enable_server_reflection(
             (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server
         )
-        server.add_insecure_port(f"unix:{path}")
+        server.add_insecure_port(f"unix:{quote(str(path))}")  # gRPC takes it for a URI
         await server.start()
         return server
 

@@ -88,16 +88,6 @@ def test_an_engine_ends_with_core(core: RunningCore, engine: str) -> None:
         assert ended
 
 
-def test_a_new_core_takes_over_a_dead_ones_socket(core: RunningCore) -> None:
-    core.kill()
-    assert core.socket.exists()
-    successor = RunningCore()
-    try:
-        successor.stop()
-    finally:
-        successor.close()
-
-
 def test_two_sessions_of_one_client_are_apart(stubs: Stubs) -> None:
     """Genode's bug 2: closing one session freed the other's vCPUs."""
     first = StreamVmm(stubs, "soft", TALKER)

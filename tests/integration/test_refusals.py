@@ -283,6 +283,6 @@ def test_the_inner_socket_is_out_of_reach(stubs: Stubs) -> None:
     """Whoever reached it could choose its own name there."""
     assert stubs.totals().clients == 1
     sockets = Path("/proc/net/unix").read_text().splitlines()
-    inner = {Path(line.split()[-1]).parent for line in sockets if "/vmcore-" in line}
+    inner = {Path(line.split()[-1]).parent for line in sockets if "/inner-" in line}
     assert inner
     assert {stat.S_IMODE(directory.stat().st_mode) for directory in inner} == {0o700}

@@ -94,15 +94,6 @@ def test_a_directory_whose_path_is_too_long(directory: Path) -> None:
     assert "choose another --directory" in said
 
 
-def test_a_temporary_directory_whose_path_is_too_long(directory: Path) -> None:
-    long = directory / ("x" * 100)
-    long.mkdir()
-    said = refused("--directory", directory, environment={"TMPDIR": str(long)})
-    assert "at most 107 bytes" in said
-    assert list(long.iterdir()) == []
-    assert not (directory / "core.sock").exists()
-
-
 def test_a_directory_that_is_none(directory: Path) -> None:
     plain = directory / "file"
     plain.touch()
@@ -138,6 +129,21 @@ def test_usage(option: str, value: str) -> None:
     assert completed.returncode == 2
     last = completed.stderr.splitlines()[-1]
     assert f"argument {option}: {value!r} is no" in last
+
+
+def test_nothing_is_left_of_a_killed_core_once_the_next_ended(
+    start: Start, directory: Path
+) -> None:
+    killed = start()
+    assert first_line(killed)
+    assert len(list(directory.glob("inner-*"))) == 1
+    killed.kill()
+    killed.communicate()
+    successor = start()
+    assert first_line(successor)
+    assert len(list(directory.glob("inner-*"))) == 1
+    assert ended(successor) == 0
+    assert [path.name for path in directory.iterdir()] == ["core.lock"]
 
 
 def test_a_core_takes_over_what_a_killed_one_left(start: Start, directory: Path) -> None:
