@@ -8,7 +8,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from vmsession.v1 import audit_pb2, core_pb2, dataspace_pb2, vm_session_pb2
 
 from dataspace.record import Record, Stamp, now
-from dataspace.registers import SCALARS, SEGMENTS
 from dataspace.vcpu_page import Reason, names
 
 if TYPE_CHECKING:
@@ -136,6 +135,3 @@ def record(of: Record) -> audit_pb2.DataspaceRecord:
 def _mapping(session_name: str, mapped: Attachment) -> str:
     rights = "rw" if mapped.writable else "r"
     return f"{session_name} {mapped.gpa:#x}..{mapped.end - 1:#x} {rights}"
-
-
-REGISTERS = frozenset((*SCALARS, *SEGMENTS))
