@@ -22,7 +22,7 @@ from dataspace.registers import (
 )
 
 MAGIC: Final = 0x55504356
-ABI: Final = 1
+ABI: Final = 2
 HALF_BYTES: Final = 2048
 VMM_HALF: Final = 0x800
 FPU_VALID: Final = 0x1000
@@ -57,9 +57,7 @@ class Reason(IntEnum):
     MEMORY_FAULT = 12
     INVALID_STATE = 13
     INTERNAL_ERROR = 14
-    HYPERCALL = 15
-    TPR = 16
-    CPUID = 17
+    TPR = 15
 
 
 class ExitFlag(IntFlag):
@@ -72,6 +70,7 @@ class ExitFlag(IntFlag):
     FETCH = 0x10
     WRITE_PROTECTED = 0x20
     IP_VALID = 0x40
+    NMI_OPEN = 0x80
 
 
 class ReplyFlag(IntFlag):
@@ -81,6 +80,9 @@ class ReplyFlag(IntFlag):
     FETCH = 0x02
     FAULT = 0x04
     WITHDRAW_WINDOW = 0x08
+    STEP = 0x10
+    NMI_WINDOW = 0x20
+    BREAKPOINTS = 0x40
 
 
 class Injection(IntEnum):
@@ -147,6 +149,7 @@ DATA_AT: Final = 0x100
 MASK_AT: Final = 0x200
 SCALAR_AT: Final = 0x210
 SEGMENT_AT: Final = 0x410
+DEBUG_AT: Final = 0x510
 
 
 def mask(names: Iterable[str]) -> tuple[int, int]:
@@ -363,6 +366,19 @@ class VmmHalf(_Half):
     def charge_fpu(self) -> None:
         """The FPU area was written: take it over with the next run."""
         self.u64[MASK_AT // 8 + 1] |= 1 << FPU_BIT
+
+    def set_breakpoints(self, addresses: Iterable[int], control: int) -> None:
+        """Up to four linear addresses and their control word, `struct vcpu_debug`; to be sent with
+        ReplyFlag.BREAKPOINTS. Raises ValueError for a fifth address, or beyond the words' width."""
+        at = DEBUG_AT // 8
+        words = [0, 0, 0, 0]
+        for index, address in enumerate(addresses):
+            if index == len(words):
+                raise ValueError(f"a vCPU has {len(words)} breakpoints")
+            words[index] = address
+        for index, address in enumerate(words):
+            self.u64[at + index] = address
+        self.u32[DEBUG_AT // 4 + 8] = control
 
     def written(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Guest-physical ranges (gpa, size) that the VMM wrote since the last run."""

@@ -38,7 +38,7 @@
 #include <stdint.h>
 
 #define VCPU_PAGE_MAGIC 0x55504356u /* "VCPU" */
-#define VCPU_PAGE_ABI 1u
+#define VCPU_PAGE_ABI 2u
 #define VCPU_HALF_BYTES 2048u
 #define VCPU_VMM_HALF 0x800u
 #define VCPU_FPU_VALID 0x1000u
@@ -97,16 +97,15 @@ enum vcpu_exit_reason {
 	EXIT_HLT,              /* ip at the HLT */
 	EXIT_SHUTDOWN,         /* triple fault */
 	EXIT_WINDOW,           /* an interrupt can be injected now, as was asked for */
-	EXIT_NMI_WINDOW,
+	EXIT_NMI_WINDOW,       /* an NMI would be delivered at once, as was asked for */
 	EXIT_PAUSED,
 	EXIT_COMPLETED,        /* the instruction boundary that REPLY_COMPLETE asked for */
-	EXIT_DEBUG,
+	EXIT_DEBUG,            /* a step or a breakpoint of the VMM: detail in DR6's layout, address = linear ip */
 	EXIT_MEMORY_FAULT,     /* instruction fetch from nowhere (EXIT_FETCH) or a write to a read-only attachment; address */
 	EXIT_INVALID_STATE,    /* the charged state cannot be entered */
 	EXIT_INTERNAL_ERROR,   /* the engine cannot execute this: detail, instruction bytes */
-	EXIT_HYPERCALL,
-	EXIT_TPR,
-	EXIT_CPUID,
+	EXIT_TPR,              /* the guest lowered its task priority: value = CR8 */
+	EXIT_REASONS,
 };
 
 /* `detail` of EXIT_INVALID_STATE. The reply was refused as a whole and nothing was executed; the next reply
@@ -114,13 +113,15 @@ enum vcpu_exit_reason {
  * Only with REFUSED_STATE some of the charged registers may have been taken over. */
 enum vcpu_refusal {
 	REFUSED_NONE,
-	REFUSED_FLAGS,         /* unknown reply flags, FETCH together with what runs, FAULT at another exit than EXIT_MSR */
+	REFUSED_FLAGS,         /* unknown reply flags, or of a capability that this engine does not have; FETCH together
+	                        * with what runs; FAULT at another exit than EXIT_MSR */
 	REFUSED_INJECTION,     /* reserved bits or type, an exception's vector above 31, an error code without exception */
 	REFUSED_WRITTEN_COUNT, /* more ranges than VCPU_WRITTEN_RANGES */
 	REFUSED_WRITTEN_RANGE, /* a range that is empty or wraps */
 	REFUSED_REGISTERS,     /* charged registers that this engine does not accept */
 	REFUSED_ACTIVITY,      /* an activity state that cannot be entered this way */
 	REFUSED_STATE,         /* the engine cannot enter the charged state */
+	REFUSED_BREAKPOINTS,   /* a kind of breakpoint that this engine does not have, or a malformed one */
 };
 
 /* Exit flags. */
@@ -131,6 +132,7 @@ enum vcpu_refusal {
 #define EXIT_FETCH 0x10u           /* EXIT_MEMORY_FAULT: an instruction fetch */
 #define EXIT_WRITE_PROTECTED 0x20u /* EXIT_MMIO, EXIT_MEMORY_FAULT: there is an attachment, but it is read-only */
 #define EXIT_IP_VALID 0x40u        /* `ip` holds the instruction's address */
+#define EXIT_NMI_OPEN 0x80u        /* an NMI would be delivered at once; only with engines that have EXIT_NMI_WINDOW */
 
 enum vcpu_injection_result { INJECTION_NONE, INJECTION_TAKEN, INJECTION_NOT_TAKEN };
 
@@ -139,12 +141,13 @@ struct vcpu_exit {
 	uint32_t flags;
 	uint64_t address;  /* port, guest-physical address, or MSR index */
 	uint64_t value;    /* out, MMIO write, wrmsr: the data when it is at most 8 bytes in all */
-	uint32_t size;     /* bytes of one access: 1, 2, 4, 8, 16 */
-	uint32_t count;    /* accesses (rep); size * count <= VCPU_DATA_BYTES, longer strings give several exits */
+	uint32_t size;     /* bytes of one access: 1, 2, 4 or 8 */
+	uint32_t count;    /* accesses (rep); size * count <= VCPU_DATA_BYTES, longer strings give several exits. How many
+	                    * accesses an exit joins is the engine's choice */
 	uint64_t ip;       /* of the instruction, see EXIT_IP_VALID */
 	uint32_t instruction_length; /* bytes, 0 where not known */
 	uint32_t injection;          /* enum vcpu_injection_result of the last reply's injection */
-	uint32_t detail;             /* engine specific number for EXIT_INTERNAL_ERROR and EXIT_INVALID_STATE */
+	uint32_t detail;             /* EXIT_DEBUG: DR6; EXIT_INVALID_STATE: enum vcpu_refusal; EXIT_INTERNAL_ERROR: the engine's own */
 	uint32_t instruction_bytes_size;
 	uint8_t instruction_bytes[16];
 };
@@ -181,7 +184,11 @@ struct vcpu_engine_half {
 #define REPLY_COMPLETE 0x01u        /* finish the instruction and stop at the boundary with EXIT_COMPLETED */
 #define REPLY_FETCH 0x02u           /* do not run: publish the same exit again with the wanted registers */
 #define REPLY_FAULT 0x04u           /* EXIT_MSR: raise #GP instead */
-#define REPLY_WITHDRAW_WINDOW 0x08u /* forget window requests up to the present window_seq */
+#define REPLY_WITHDRAW_WINDOW 0x08u /* forget window requests up to the present window_seq, and that for an NMI window */
+#define REPLY_STEP 0x10u            /* execute one instruction, or finish this one, and stop with EXIT_DEBUG. Forgotten at the
+                                     * next exit at a boundary, whichever it is */
+#define REPLY_NMI_WINDOW 0x20u      /* publish EXIT_NMI_WINDOW as soon as an NMI would be delivered; stays until it was */
+#define REPLY_BREAKPOINTS 0x40u     /* the VMM's breakpoints are those of `debug` from the next boundary on */
 
 /* Charged registers, an injection and COMPLETE belong to an instruction boundary. At an exit in the middle of
  * an instruction they wait for its end; a further exit of the same instruction may come first, whose reply
@@ -208,6 +215,17 @@ struct vcpu_reply {
 	struct vcpu_range written[VCPU_WRITTEN_RANGES]; /* guest memory that the VMM wrote since the last run */
 };
 
+/* Breakpoints of the VMM, unseen by the guest, whose own do not fire while there are any. `control` has the
+ * layout of DR7 (SDM vol. 3, 17.2.4): breakpoint n is on with bit 2n or 2n + 1; R/W 0 (execute, LEN 0), 1 (write)
+ * or 3 (read or write); all other bits zero. Execution stops before the instruction, and the next run steps over
+ * it; data breakpoints stop after it. */
+struct vcpu_debug {
+	uint64_t address[4]; /* linear */
+	uint32_t control;
+	uint32_t reserved;
+};
+#define VCPU_DEBUG_STEP 0x4000u /* in `detail` of EXIT_DEBUG: BS; bits 0 to 3 tell the breakpoints */
+
 struct vcpu_vmm_half {
 	/* 0x800: counters */
 	uint32_t run_seq;
@@ -225,7 +243,9 @@ struct vcpu_vmm_half {
 	uint64_t charged[2];
 	uint64_t scalar[64];
 	struct vcpu_segment_value segment[16];
-	uint8_t reserved2[VCPU_HALF_BYTES - 0x510];
+	/* 0xd10 */
+	struct vcpu_debug debug; /* with REPLY_BREAKPOINTS */
+	uint8_t reserved2[VCPU_HALF_BYTES - 0x510 - sizeof(struct vcpu_debug)];
 };
 
 struct vcpu_page {

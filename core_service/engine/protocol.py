@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Final
 
-from dataspace.vcpu_page import ABI, HALF_BYTES
+from dataspace.vcpu_page import ABI, FPU_BYTES, HALF_BYTES
 
 CHANNEL_FD: Final = 3
-VERSION: Final = 1
+VERSION: Final = 2
 VCPUS: Final = 64
 TEXT_BYTES: Final = 232
-PACKET_LIMIT: Final = 16 + HALF_BYTES
+CPUID_LEAVES: Final = 160
+MSR_RANGES: Final = 16
+MSR_RANGE: Final = 4096
+PACKET_LIMIT: Final = 16 + HALF_BYTES + FPU_BYTES
 
 
 class Type(IntEnum):
@@ -27,6 +30,7 @@ class Type(IntEnum):
     FAILED = 3
     RESPONSE = 4
     STATE = 5
+    CPUID = 6
     CREATE_VCPU = 16
     MAP = 17
     UNMAP = 18
@@ -36,6 +40,9 @@ class Type(IntEnum):
     GET_STATE = 22
     SET_STATE = 23
     WRITTEN = 24
+    GET_CPUID = 25
+    SET_CPUID = 26
+    SET_MSR_FILTER = 27
 
 
 class Status(IntEnum):
@@ -50,6 +57,7 @@ class Status(IntEnum):
     LIMIT = 6
     KERNEL = 7
     UNSUPPORTED = 8
+    STARTED = 9
 
 
 STATUSES: Final = frozenset(Status)
@@ -62,6 +70,14 @@ class Capability(IntFlag):
     SMP = 0x2
     DEBUG = 0x4
     PARALLEL = 0x8
+    WATCH = 0x10
+    INTERRUPTS = 0x20
+    NMI = 0x40
+    EXCEPTIONS = 0x80
+    CPUID = 0x100
+    MSR_FILTER = 0x200
+    PAGING = 0x400
+    LONG_MODE = 0x800
 
 
 class Transport(IntEnum):
@@ -102,19 +118,11 @@ class Hello:
     exit_reasons: int
 
     @property
-    def fpu(self) -> bool:
-        """It moves FPU state."""
-        return Capability.FPU in self.capabilities
-
-    @property
-    def debug(self) -> bool:
-        """It can single-step."""
-        return Capability.DEBUG in self.capabilities
-
-    @property
-    def parallel(self) -> bool:
-        """Its vCPUs run on several cores at once."""
-        return Capability.PARALLEL in self.capabilities
+    def features(self) -> list[str]:
+        """Names of its capabilities, as in `Capabilities.features` of core.proto."""
+        return [
+            capability.name.lower() for capability in Capability if capability in self.capabilities
+        ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,9 +59,7 @@ def capabilities(hello: Hello) -> core_pb2.Capabilities:
         tsc_khz=hello.tsc_khz,
         registers=[*names(*hello.registers)],
         exit_reasons=[reason.name for reason in Reason if hello.exit_reasons >> reason & 1],
-        fpu=hello.fpu,
-        debug=hello.debug,
-        parallel=hello.parallel,
+        features=hello.features,
     )
 
 

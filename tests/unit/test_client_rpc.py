@@ -93,7 +93,7 @@ def test_a_core_of_another_page_abi_is_incompatible(tmp_path: Path) -> None:
     path = tmp_path / "s"
     with (
         listening(path, GetInfoResponse(page_abi=99)),
-        pytest.raises(IncompatibleCore, match="page of this core is 99, this library speaks 1"),
+        pytest.raises(IncompatibleCore, match="page of this core is 99, this library speaks 2"),
     ):
         connect(str(path))
 

@@ -14,31 +14,42 @@
 #include "vcpu_page.h"
 
 #define CHANNEL_FD 3
-#define CHANNEL_VERSION 1u
+#define CHANNEL_VERSION 2u
 #define CHANNEL_VCPUS 64u /* vCPUs of one VM: what one futex_waitv call can watch, with room to spare */
 #define CHANNEL_TEXT_BYTES 232u
+#define CHANNEL_CPUID_LEAVES 160u /* of one vCPU: KVM_GET_SUPPORTED_CPUID gives some 60 */
+#define CHANNEL_MSR_RANGES 16u     /* KVM_MSR_FILTER_MAX_RANGES, linux/kvm.h */
+#define CHANNEL_MSR_RANGE 4096u    /* MSRs of one range */
 
 enum channel_type {
 	/* engine -> core, unasked */
 	CHANNEL_HELLO = 1, /* the first packet: struct channel_hello */
-	CHANNEL_EXIT = 2,  /* struct channel_exit: an exit of a vCPU with the stream transport */
+	CHANNEL_EXIT = 2,  /* struct channel_exit: an exit of a vCPU with the stream transport; see CHANNEL_FPU */
 	CHANNEL_FAILED = 3, /* struct channel_response: the engine is about to end, and why */
 
 	/* engine -> core, answers */
 	CHANNEL_RESPONSE = 4, /* struct channel_response */
-	CHANNEL_STATE = 5,    /* struct channel_exit: the answer to CHANNEL_GET_STATE when it succeeds */
+	CHANNEL_STATE = 5,    /* struct channel_exit: the answer to CHANNEL_GET_STATE when it succeeds; see CHANNEL_FPU */
+	CHANNEL_CPUID = 6,    /* struct channel_cpuid: the answer to CHANNEL_GET_CPUID when it succeeds */
 
 	/* core -> engine, each answered by one response with its id */
 	CHANNEL_CREATE_VCPU = 16, /* struct channel_vcpu; with VCPU_TRANSPORT_PAGE the packet carries the page's fd */
 	CHANNEL_MAP = 17,         /* struct channel_range; carries the dataspace's fd (O_RDONLY if not CHANNEL_WRITABLE) */
 	CHANNEL_UNMAP = 18,       /* struct channel_range (gpa, size): exactly this range, splitting what overlaps */
-	CHANNEL_RUN = 19,         /* struct channel_run */
+	CHANNEL_RUN = 19,         /* struct channel_run; see CHANNEL_FPU */
 	CHANNEL_PAUSE = 20,       /* struct channel_vcpu (index) */
 	CHANNEL_WINDOW = 21,      /* struct channel_vcpu (index): ask for an interrupt window */
 	CHANNEL_GET_STATE = 22,   /* struct channel_run (index, vmm.reply.wanted) */
-	CHANNEL_SET_STATE = 23,   /* struct channel_run (index, vmm.charged, vmm.scalar, vmm.segment) */
+	CHANNEL_SET_STATE = 23,   /* struct channel_run (index, vmm.charged, vmm.scalar, vmm.segment); see CHANNEL_FPU */
 	CHANNEL_WRITTEN = 24,     /* struct channel_range (gpa, size): somebody wrote guest memory */
+	CHANNEL_GET_CPUID = 25,   /* struct channel_vcpu (index): the table as it stands; at first, all that the engine has */
+	CHANNEL_SET_CPUID = 26,   /* struct channel_cpuid: the whole table, of a vCPU that never ran */
+	CHANNEL_SET_MSR_FILTER = 27, /* struct channel_msr_filter: instead of the one before; the first is empty */
 };
+
+/* CHANNEL_EXIT, STATE, RUN and SET_STATE are followed by VCPU_FPU_BYTES of the FPU's area when VCPU_FPU_BIT is set
+ * in valid[1] or charged[1], and by nothing when it is not. With the page transport it is in the page instead, for
+ * CHANNEL_RUN too. */
 
 enum channel_status {
 	CHANNEL_OK = 0,
@@ -50,6 +61,7 @@ enum channel_status {
 	CHANNEL_LIMIT,           /* the engine's own limit (memory slots, vCPUs); text names it */
 	CHANNEL_KERNEL,          /* a system call failed: error is its errno, text names it */
 	CHANNEL_UNSUPPORTED,     /* this engine cannot */
+	CHANNEL_STARTED,         /* the vCPU ran already */
 };
 
 struct channel_header {
@@ -62,6 +74,14 @@ struct channel_header {
 #define ENGINE_SMP 0x2u         /* more than one vCPU */
 #define ENGINE_DEBUG 0x4u       /* single step, hardware breakpoints */
 #define ENGINE_PARALLEL 0x8u    /* vCPUs run on several cores at once, not time-sliced */
+#define ENGINE_WATCH 0x10u      /* breakpoints on data */
+#define ENGINE_INTERRUPTS 0x20u /* takes external interrupts */
+#define ENGINE_NMI 0x40u        /* takes NMIs */
+#define ENGINE_EXCEPTIONS 0x80u /* takes exceptions */
+#define ENGINE_CPUID 0x100u     /* CPUID answers by a table that can be set */
+#define ENGINE_MSR_FILTER 0x200u /* MSRs that the VMM names exit */
+#define ENGINE_PAGING 0x400u    /* the guest can switch paging on */
+#define ENGINE_LONG_MODE 0x800u /* the guest can enter long mode */
 
 struct channel_hello {
 	struct channel_header header;
@@ -108,6 +128,42 @@ struct channel_run {
 	uint32_t index;
 	uint32_t exit_seq; /* the exit that this answers; the vCPU must be stopped there. 0 = whichever */
 	struct vcpu_vmm_half vmm; /* reply, data, charged registers; the counters in it are ignored */
+};
+
+#define CPUID_SUBLEAF 0x1u /* the leaf has sub-leaves: `index` counts */
+
+struct cpuid_leaf {
+	uint32_t function; /* EAX */
+	uint32_t index;    /* ECX, with CPUID_SUBLEAF */
+	uint32_t flags;
+	uint32_t eax, ebx, ecx, edx;
+	uint32_t reserved;
+};
+
+/* A leaf that is not in the table is zero; beyond the highest basic leaf, what SDM vol. 2 (CPUID) says. What a
+ * CPU computes stays its own: leaf 1 OSXSAVE, leaf 7 OSPKE, leaf 0xd EBX. */
+struct channel_cpuid {
+	struct channel_header header;
+	uint32_t index; /* of the vCPU */
+	uint32_t leaves;
+	struct cpuid_leaf leaf[CHANNEL_CPUID_LEAVES];
+};
+
+#define MSR_FILTER_READ 0x1u
+#define MSR_FILTER_WRITE 0x2u
+
+struct msr_range {
+	uint32_t first;
+	uint32_t count; /* 1 to CHANNEL_MSR_RANGE */
+	uint32_t flags; /* MSR_FILTER_*: which accesses give EXIT_MSR, also to MSRs that the engine keeps */
+	uint32_t reserved;
+};
+
+struct channel_msr_filter {
+	struct channel_header header;
+	uint32_t ranges;
+	uint32_t reserved;
+	struct msr_range range[CHANNEL_MSR_RANGES];
 };
 
 struct channel_exit {

@@ -86,11 +86,19 @@ struct backend {
 	bool (*write_state)(struct vcpu *, const struct vcpu_vmm_half *charged, const uint8_t *fpu);
 
 	/* What vcpu_boundary() needs; on the vCPU's thread, at an instruction boundary.
-	 * event_flags: EXIT_IF and EXIT_INTERRUPTIBLE as they are now, after injections not yet delivered.
+	 * event_flags: EXIT_IF, EXIT_INTERRUPTIBLE and, with EXIT_NMI_WINDOW in exit_reasons, EXIT_NMI_OPEN as they
+	 * are now, after injections not yet delivered.
 	 * inject: enter or pend the event (INJECT_*), which was checked: a well-formed one, and an interrupt
 	 * only with EXIT_INTERRUPTIBLE. False when it did not enter; it must then never enter. */
 	uint32_t (*event_flags)(struct vcpu *);
 	bool (*inject)(struct vcpu *, uint32_t injection, uint32_t error);
+
+	/* With ENGINE_CPUID; on the vCPU's thread, before its first run. get_cpuid fills `leaf` and returns how many,
+	 * at most CHANNEL_CPUID_LEAVES. */
+	uint32_t (*get_cpuid)(struct vcpu *, struct cpuid_leaf *leaf);
+	enum channel_status (*set_cpuid)(struct vcpu *, const struct cpuid_leaf *, uint32_t leaves, struct failure *);
+	/* With ENGINE_MSR_FILTER; on the control thread, vCPUs held. The ranges are checked. */
+	enum channel_status (*set_msr_filter)(struct vm *, const struct msr_range *, uint32_t ranges, struct failure *);
 };
 extern const struct backend backend; /* exactly one per executable */
 
@@ -101,6 +109,7 @@ enum attention {
 	ATTENTION_WINDOW = 2, /* publish EXIT_WINDOW as soon as an interrupt can be injected */
 	ATTENTION_HOLD = 4,   /* the control thread wants the vCPUs held: call vcpu_hold_point() */
 	ATTENTION_END = 8,    /* leave vcpu_loop */
+	ATTENTION_NMI_WINDOW = 16, /* come to the boundary as soon as an NMI would be delivered */
 };
 unsigned vcpu_attention(struct vcpu *);
 
@@ -137,7 +146,7 @@ enum run_verdict vcpu_exchange(struct vcpu *);
 enum run_verdict vcpu_boundary(struct vcpu *);
 
 /* Whether anything waits for the next boundary: of the last reply, or by vcpu_attention(). Not
- * ATTENTION_WINDOW: the backend comes to a boundary as soon as an interrupt can be taken. */
+ * ATTENTION_WINDOW and ATTENTION_NMI_WINDOW: the backend comes to a boundary as soon as the event can be taken. */
 bool vcpu_owes_boundary(struct vcpu *);
 
 /* The guest executed HLT at `ip`, of `length` bytes, and the CPU's rip is behind it; or it shut down.
@@ -145,6 +154,14 @@ bool vcpu_owes_boundary(struct vcpu *);
  * goes on to report what the CPU has; common code shows rip at the HLT. */
 void vcpu_halt(struct vcpu *, uint64_t ip, uint32_t length);
 void vcpu_shut_down(struct vcpu *);
+
+/* With ENGINE_DEBUG: what was to be debugged has happened, `status` in DR6's layout, `linear` the address of the
+ * instruction that comes next. Called at the boundary, instead of an exchange; vcpu_boundary() publishes it. */
+void vcpu_debugged(struct vcpu *, uint32_t status, uint64_t linear);
+
+/* The size of the next part of an access to a device's memory: at most 8 bytes, a power of two; what is not a
+ * power of two (an access that ends at its page's end) or larger is cut so that the parts are aligned. */
+uint32_t vcpu_access_size(uint64_t gpa, uint32_t bytes);
 
 /* Fill half->exit for a new exit: everything else zero. */
 struct vcpu_exit *vcpu_exit(struct vcpu *, enum vcpu_exit_reason, uint32_t flags);
@@ -163,7 +180,11 @@ struct vcpu {
 	/* The reply, private and checked: sizes within bounds, injection well-formed, unknown bits refused. */
 	struct vcpu_vmm_half reply;
 
-	/* FPU state: read_state fills fpu_valid when VCPU_FPU_BIT is wanted. Moved with the page transport only. */
+	/* With ENGINE_DEBUG; they change at boundaries only. */
+	bool stepping;           /* execute one instruction, then call vcpu_debugged() */
+	struct vcpu_debug debug; /* the VMM's breakpoints, checked; control is 0 where there are none */
+
+	/* FPU state: read_state fills fpu_valid when VCPU_FPU_BIT is wanted. */
 	uint8_t fpu_valid[VCPU_FPU_BYTES];
 	uint8_t fpu_charged[VCPU_FPU_BYTES];
 

@@ -235,21 +235,13 @@ class Capabilities(_message.Message):
     TSC_KHZ_FIELD_NUMBER: _builtins.int
     REGISTERS_FIELD_NUMBER: _builtins.int
     EXIT_REASONS_FIELD_NUMBER: _builtins.int
-    FPU_FIELD_NUMBER: _builtins.int
-    DEBUG_FIELD_NUMBER: _builtins.int
-    PARALLEL_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
     max_vcpus: _builtins.int
     """vCPUs of one session at most."""
     physical_bits: _builtins.int
     """Width of guest-physical addresses in bits."""
     tsc_khz: _builtins.int
     """Nominal frequency of the guest's TSC in kHz."""
-    fpu: _builtins.bool
-    """FPU, SSE and AVX state can be read and written."""
-    debug: _builtins.bool
-    """Single step and hardware breakpoints work."""
-    parallel: _builtins.bool
-    """vCPUs of one session run on several cores at once; otherwise they are time-sliced."""
     @_builtins.property
     def registers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the registers that it delivers and accepts."""
@@ -257,6 +249,15 @@ class Capabilities(_message.Message):
     @_builtins.property
     def exit_reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Reasons of exits that can occur."""
+
+    @_builtins.property
+    def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What else it can do: `fpu` (FPU, SSE and AVX state can be read and written), `smp` (several vCPUs),
+        `parallel` (they run on several cores at once, not time-sliced), `debug` (single step and breakpoints on
+        execution), `watch` (breakpoints on data), `interrupts`, `nmi` and `exceptions` (it takes such
+        injections), `cpuid` (SetVcpuCpuid), `msr_filter` (SetMsrFilter), `paging` and `long_mode` (the guest can
+        switch them on).
+        """
 
     def __init__(
         self,
@@ -266,13 +267,11 @@ class Capabilities(_message.Message):
         tsc_khz: _builtins.int = ...,
         registers: _abc.Iterable[_builtins.str] | None = ...,
         exit_reasons: _abc.Iterable[_builtins.str] | None = ...,
-        fpu: _builtins.bool = ...,
-        debug: _builtins.bool = ...,
-        parallel: _builtins.bool = ...,
+        features: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["debug", b"debug", "exit_reasons", b"exit_reasons", "fpu", b"fpu", "max_vcpus", b"max_vcpus", "parallel", b"parallel", "physical_bits", b"physical_bits", "registers", b"registers", "tsc_khz", b"tsc_khz"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exit_reasons", b"exit_reasons", "features", b"features", "max_vcpus", b"max_vcpus", "physical_bits", b"physical_bits", "registers", b"registers", "tsc_khz", b"tsc_khz"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -85,6 +85,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """RESOURCE_EXHAUSTED. The session's address map holds as many attachments as it may, metadata `used`,
     `limit`; more quota does not help.
     """
+    ERROR_REASON_UNSUPPORTED: _ErrorReason.ValueType  # 23
+    """FAILED_PRECONDITION. The session's engine does not have what is asked for: metadata `engine`, `feature`,
+    one of Capabilities.features.
+    """
+    ERROR_REASON_ALREADY_STARTED: _ErrorReason.ValueType  # 24
+    """FAILED_PRECONDITION. The vCPU ran already."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused. Every error carries a google.rpc.ErrorInfo in its status details: `reason`
@@ -156,4 +162,10 @@ ERROR_REASON_ADDRESS_MAP_FULL: ErrorReason.ValueType  # 22
 """RESOURCE_EXHAUSTED. The session's address map holds as many attachments as it may, metadata `used`,
 `limit`; more quota does not help.
 """
+ERROR_REASON_UNSUPPORTED: ErrorReason.ValueType  # 23
+"""FAILED_PRECONDITION. The session's engine does not have what is asked for: metadata `engine`, `feature`,
+one of Capabilities.features.
+"""
+ERROR_REASON_ALREADY_STARTED: ErrorReason.ValueType  # 24
+"""FAILED_PRECONDITION. The vCPU ran already."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

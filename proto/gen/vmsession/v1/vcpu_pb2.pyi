@@ -42,13 +42,13 @@ class _ExitReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExitReason
     EXIT_REASON_WINDOW: _ExitReason.ValueType  # 7
     """An interrupt can be injected now, as was asked for."""
     EXIT_REASON_NMI_WINDOW: _ExitReason.ValueType  # 8
-    """An NMI can be injected now."""
+    """An NMI would be delivered at once, as was asked for."""
     EXIT_REASON_PAUSED: _ExitReason.ValueType  # 9
     """Pause was asked for."""
     EXIT_REASON_COMPLETED: _ExitReason.ValueType  # 10
     """The instruction boundary that `complete` asked for."""
     EXIT_REASON_DEBUG: _ExitReason.ValueType  # 11
-    """Single step or breakpoint."""
+    """A step or a breakpoint of the VMM: `detail` in the layout of DR6, `address` the linear ip."""
     EXIT_REASON_MEMORY_FAULT: _ExitReason.ValueType  # 12
     """Instruction fetch from an address where nothing is attached, or a write to a read-only attachment that
     cannot be handed out as MMIO. Attach something there and run, or give up.
@@ -57,12 +57,8 @@ class _ExitReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExitReason
     """The reply or the charged state cannot be used; nothing was executed. `detail` tells which check failed."""
     EXIT_REASON_INTERNAL_ERROR: _ExitReason.ValueType  # 14
     """The engine cannot execute the instruction in `instruction_bytes`."""
-    EXIT_REASON_HYPERCALL: _ExitReason.ValueType  # 15
-    """A call to the hypervisor."""
-    EXIT_REASON_TPR: _ExitReason.ValueType  # 16
-    """The task priority fell below the threshold."""
-    EXIT_REASON_CPUID: _ExitReason.ValueType  # 17
-    """CPUID that the VMM asked to see."""
+    EXIT_REASON_TPR: _ExitReason.ValueType  # 15
+    """The guest lowered its task priority: the new CR8 is in `data`."""
 
 class ExitReason(_ExitReason, metaclass=_ExitReasonEnumTypeWrapper):
     """Why a vCPU stopped."""
@@ -84,13 +80,13 @@ EXIT_REASON_SHUTDOWN: ExitReason.ValueType  # 6
 EXIT_REASON_WINDOW: ExitReason.ValueType  # 7
 """An interrupt can be injected now, as was asked for."""
 EXIT_REASON_NMI_WINDOW: ExitReason.ValueType  # 8
-"""An NMI can be injected now."""
+"""An NMI would be delivered at once, as was asked for."""
 EXIT_REASON_PAUSED: ExitReason.ValueType  # 9
 """Pause was asked for."""
 EXIT_REASON_COMPLETED: ExitReason.ValueType  # 10
 """The instruction boundary that `complete` asked for."""
 EXIT_REASON_DEBUG: ExitReason.ValueType  # 11
-"""Single step or breakpoint."""
+"""A step or a breakpoint of the VMM: `detail` in the layout of DR6, `address` the linear ip."""
 EXIT_REASON_MEMORY_FAULT: ExitReason.ValueType  # 12
 """Instruction fetch from an address where nothing is attached, or a write to a read-only attachment that
 cannot be handed out as MMIO. Attach something there and run, or give up.
@@ -99,12 +95,8 @@ EXIT_REASON_INVALID_STATE: ExitReason.ValueType  # 13
 """The reply or the charged state cannot be used; nothing was executed. `detail` tells which check failed."""
 EXIT_REASON_INTERNAL_ERROR: ExitReason.ValueType  # 14
 """The engine cannot execute the instruction in `instruction_bytes`."""
-EXIT_REASON_HYPERCALL: ExitReason.ValueType  # 15
-"""A call to the hypervisor."""
-EXIT_REASON_TPR: ExitReason.ValueType  # 16
-"""The task priority fell below the threshold."""
-EXIT_REASON_CPUID: ExitReason.ValueType  # 17
-"""CPUID that the VMM asked to see."""
+EXIT_REASON_TPR: ExitReason.ValueType  # 15
+"""The guest lowered its task priority: the new CR8 is in `data`."""
 Global___ExitReason: _TypeAlias = ExitReason  # noqa: Y015
 
 class _InjectionResult:
@@ -158,6 +150,34 @@ INJECTION_TYPE_NMI: InjectionType.ValueType  # 2
 INJECTION_TYPE_EXCEPTION: InjectionType.ValueType  # 3
 """An exception."""
 Global___InjectionType: _TypeAlias = InjectionType  # noqa: Y015
+
+class _BreakpointKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BreakpointKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BreakpointKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BREAKPOINT_KIND_UNSPECIFIED: _BreakpointKind.ValueType  # 0
+    """Not allowed."""
+    BREAKPOINT_KIND_EXECUTE: _BreakpointKind.ValueType  # 1
+    """The instruction at the address is about to be executed."""
+    BREAKPOINT_KIND_WRITE: _BreakpointKind.ValueType  # 2
+    """The guest wrote there."""
+    BREAKPOINT_KIND_ACCESS: _BreakpointKind.ValueType  # 3
+    """The guest read or wrote there."""
+
+class BreakpointKind(_BreakpointKind, metaclass=_BreakpointKindEnumTypeWrapper):
+    """What a breakpoint waits for."""
+
+BREAKPOINT_KIND_UNSPECIFIED: BreakpointKind.ValueType  # 0
+"""Not allowed."""
+BREAKPOINT_KIND_EXECUTE: BreakpointKind.ValueType  # 1
+"""The instruction at the address is about to be executed."""
+BREAKPOINT_KIND_WRITE: BreakpointKind.ValueType  # 2
+"""The guest wrote there."""
+BREAKPOINT_KIND_ACCESS: BreakpointKind.ValueType  # 3
+"""The guest read or wrote there."""
+Global___BreakpointKind: _TypeAlias = BreakpointKind  # noqa: Y015
 
 @_typing.final
 class Segment(_message.Message):
@@ -266,6 +286,7 @@ class VcpuState(_message.Message):
     TR_FIELD_NUMBER: _builtins.int
     GDTR_FIELD_NUMBER: _builtins.int
     IDTR_FIELD_NUMBER: _builtins.int
+    FPU_FIELD_NUMBER: _builtins.int
     rax: _builtins.int
     """General-purpose register."""
     rcx: _builtins.int
@@ -368,6 +389,10 @@ class VcpuState(_message.Message):
     """MSR 0x1b."""
     pat: _builtins.int
     """MSR 0x277."""
+    fpu: _builtins.bytes
+    """FPU, SSE and AVX state: an XSAVE area in standard format (SDM vol. 1, 13.4), as many bytes as the engine
+    delivers at STARTUP; to core, the same number. Named `fpu`.
+    """
     @_builtins.property
     def es(self) -> Global___Segment:
         """Segment ES."""
@@ -472,10 +497,11 @@ class VcpuState(_message.Message):
         tr: Global___Segment | None = ...,
         gdtr: Global___Segment | None = ...,
         idtr: Global___Segment | None = ...,
+        fpu: _builtins.bytes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_activity", b"_activity", "_apic_base", b"_apic_base", "_cr0", b"_cr0", "_cr2", b"_cr2", "_cr3", b"_cr3", "_cr4", b"_cr4", "_cr8", b"_cr8", "_cstar", b"_cstar", "_dr0", b"_dr0", "_dr1", b"_dr1", "_dr2", b"_dr2", "_dr3", b"_dr3", "_dr6", b"_dr6", "_dr7", b"_dr7", "_efer", b"_efer", "_fmask", b"_fmask", "_interruptibility", b"_interruptibility", "_kernel_gs_base", b"_kernel_gs_base", "_lstar", b"_lstar", "_pat", b"_pat", "_pdpte0", b"_pdpte0", "_pdpte1", b"_pdpte1", "_pdpte2", b"_pdpte2", "_pdpte3", b"_pdpte3", "_r10", b"_r10", "_r11", b"_r11", "_r12", b"_r12", "_r13", b"_r13", "_r14", b"_r14", "_r15", b"_r15", "_r8", b"_r8", "_r9", b"_r9", "_rax", b"_rax", "_rbp", b"_rbp", "_rbx", b"_rbx", "_rcx", b"_rcx", "_rdi", b"_rdi", "_rdx", b"_rdx", "_rflags", b"_rflags", "_rip", b"_rip", "_rsi", b"_rsi", "_rsp", b"_rsp", "_star", b"_star", "_sysenter_cs", b"_sysenter_cs", "_sysenter_ip", b"_sysenter_ip", "_sysenter_sp", b"_sysenter_sp", "_tsc", b"_tsc", "_tsc_aux", b"_tsc_aux", "_tsc_offset", b"_tsc_offset", "_xcr0", b"_xcr0", "_xss", b"_xss", "activity", b"activity", "apic_base", b"apic_base", "cr0", b"cr0", "cr2", b"cr2", "cr3", b"cr3", "cr4", b"cr4", "cr8", b"cr8", "cs", b"cs", "cstar", b"cstar", "dr0", b"dr0", "dr1", b"dr1", "dr2", b"dr2", "dr3", b"dr3", "dr6", b"dr6", "dr7", b"dr7", "ds", b"ds", "efer", b"efer", "es", b"es", "fmask", b"fmask", "fs", b"fs", "gdtr", b"gdtr", "gs", b"gs", "idtr", b"idtr", "interruptibility", b"interruptibility", "kernel_gs_base", b"kernel_gs_base", "ldtr", b"ldtr", "lstar", b"lstar", "pat", b"pat", "pdpte0", b"pdpte0", "pdpte1", b"pdpte1", "pdpte2", b"pdpte2", "pdpte3", b"pdpte3", "r10", b"r10", "r11", b"r11", "r12", b"r12", "r13", b"r13", "r14", b"r14", "r15", b"r15", "r8", b"r8", "r9", b"r9", "rax", b"rax", "rbp", b"rbp", "rbx", b"rbx", "rcx", b"rcx", "rdi", b"rdi", "rdx", b"rdx", "rflags", b"rflags", "rip", b"rip", "rsi", b"rsi", "rsp", b"rsp", "ss", b"ss", "star", b"star", "sysenter_cs", b"sysenter_cs", "sysenter_ip", b"sysenter_ip", "sysenter_sp", b"sysenter_sp", "tr", b"tr", "tsc", b"tsc", "tsc_aux", b"tsc_aux", "tsc_offset", b"tsc_offset", "xcr0", b"xcr0", "xss", b"xss"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_activity", b"_activity", "_apic_base", b"_apic_base", "_cr0", b"_cr0", "_cr2", b"_cr2", "_cr3", b"_cr3", "_cr4", b"_cr4", "_cr8", b"_cr8", "_cstar", b"_cstar", "_dr0", b"_dr0", "_dr1", b"_dr1", "_dr2", b"_dr2", "_dr3", b"_dr3", "_dr6", b"_dr6", "_dr7", b"_dr7", "_efer", b"_efer", "_fmask", b"_fmask", "_fpu", b"_fpu", "_interruptibility", b"_interruptibility", "_kernel_gs_base", b"_kernel_gs_base", "_lstar", b"_lstar", "_pat", b"_pat", "_pdpte0", b"_pdpte0", "_pdpte1", b"_pdpte1", "_pdpte2", b"_pdpte2", "_pdpte3", b"_pdpte3", "_r10", b"_r10", "_r11", b"_r11", "_r12", b"_r12", "_r13", b"_r13", "_r14", b"_r14", "_r15", b"_r15", "_r8", b"_r8", "_r9", b"_r9", "_rax", b"_rax", "_rbp", b"_rbp", "_rbx", b"_rbx", "_rcx", b"_rcx", "_rdi", b"_rdi", "_rdx", b"_rdx", "_rflags", b"_rflags", "_rip", b"_rip", "_rsi", b"_rsi", "_rsp", b"_rsp", "_star", b"_star", "_sysenter_cs", b"_sysenter_cs", "_sysenter_ip", b"_sysenter_ip", "_sysenter_sp", b"_sysenter_sp", "_tsc", b"_tsc", "_tsc_aux", b"_tsc_aux", "_tsc_offset", b"_tsc_offset", "_xcr0", b"_xcr0", "_xss", b"_xss", "activity", b"activity", "apic_base", b"apic_base", "cr0", b"cr0", "cr2", b"cr2", "cr3", b"cr3", "cr4", b"cr4", "cr8", b"cr8", "cs", b"cs", "cstar", b"cstar", "dr0", b"dr0", "dr1", b"dr1", "dr2", b"dr2", "dr3", b"dr3", "dr6", b"dr6", "dr7", b"dr7", "ds", b"ds", "efer", b"efer", "es", b"es", "fmask", b"fmask", "fpu", b"fpu", "fs", b"fs", "gdtr", b"gdtr", "gs", b"gs", "idtr", b"idtr", "interruptibility", b"interruptibility", "kernel_gs_base", b"kernel_gs_base", "ldtr", b"ldtr", "lstar", b"lstar", "pat", b"pat", "pdpte0", b"pdpte0", "pdpte1", b"pdpte1", "pdpte2", b"pdpte2", "pdpte3", b"pdpte3", "r10", b"r10", "r11", b"r11", "r12", b"r12", "r13", b"r13", "r14", b"r14", "r15", b"r15", "r8", b"r8", "r9", b"r9", "rax", b"rax", "rbp", b"rbp", "rbx", b"rbx", "rcx", b"rcx", "rdi", b"rdi", "rdx", b"rdx", "rflags", b"rflags", "rip", b"rip", "rsi", b"rsi", "rsp", b"rsp", "ss", b"ss", "star", b"star", "sysenter_cs", b"sysenter_cs", "sysenter_ip", b"sysenter_ip", "sysenter_sp", b"sysenter_sp", "tr", b"tr", "tsc", b"tsc", "tsc_aux", b"tsc_aux", "tsc_offset", b"tsc_offset", "xcr0", b"xcr0", "xss", b"xss"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_activity", b"_activity", "_apic_base", b"_apic_base", "_cr0", b"_cr0", "_cr2", b"_cr2", "_cr3", b"_cr3", "_cr4", b"_cr4", "_cr8", b"_cr8", "_cstar", b"_cstar", "_dr0", b"_dr0", "_dr1", b"_dr1", "_dr2", b"_dr2", "_dr3", b"_dr3", "_dr6", b"_dr6", "_dr7", b"_dr7", "_efer", b"_efer", "_fmask", b"_fmask", "_interruptibility", b"_interruptibility", "_kernel_gs_base", b"_kernel_gs_base", "_lstar", b"_lstar", "_pat", b"_pat", "_pdpte0", b"_pdpte0", "_pdpte1", b"_pdpte1", "_pdpte2", b"_pdpte2", "_pdpte3", b"_pdpte3", "_r10", b"_r10", "_r11", b"_r11", "_r12", b"_r12", "_r13", b"_r13", "_r14", b"_r14", "_r15", b"_r15", "_r8", b"_r8", "_r9", b"_r9", "_rax", b"_rax", "_rbp", b"_rbp", "_rbx", b"_rbx", "_rcx", b"_rcx", "_rdi", b"_rdi", "_rdx", b"_rdx", "_rflags", b"_rflags", "_rip", b"_rip", "_rsi", b"_rsi", "_rsp", b"_rsp", "_star", b"_star", "_sysenter_cs", b"_sysenter_cs", "_sysenter_ip", b"_sysenter_ip", "_sysenter_sp", b"_sysenter_sp", "_tsc", b"_tsc", "_tsc_aux", b"_tsc_aux", "_tsc_offset", b"_tsc_offset", "_xcr0", b"_xcr0", "_xss", b"_xss", "activity", b"activity", "apic_base", b"apic_base", "cr0", b"cr0", "cr2", b"cr2", "cr3", b"cr3", "cr4", b"cr4", "cr8", b"cr8", "cs", b"cs", "cstar", b"cstar", "dr0", b"dr0", "dr1", b"dr1", "dr2", b"dr2", "dr3", b"dr3", "dr6", b"dr6", "dr7", b"dr7", "ds", b"ds", "efer", b"efer", "es", b"es", "fmask", b"fmask", "fs", b"fs", "gdtr", b"gdtr", "gs", b"gs", "idtr", b"idtr", "interruptibility", b"interruptibility", "kernel_gs_base", b"kernel_gs_base", "ldtr", b"ldtr", "lstar", b"lstar", "pat", b"pat", "pdpte0", b"pdpte0", "pdpte1", b"pdpte1", "pdpte2", b"pdpte2", "pdpte3", b"pdpte3", "r10", b"r10", "r11", b"r11", "r12", b"r12", "r13", b"r13", "r14", b"r14", "r15", b"r15", "r8", b"r8", "r9", b"r9", "rax", b"rax", "rbp", b"rbp", "rbx", b"rbx", "rcx", b"rcx", "rdi", b"rdi", "rdx", b"rdx", "rflags", b"rflags", "rip", b"rip", "rsi", b"rsi", "rsp", b"rsp", "ss", b"ss", "star", b"star", "sysenter_cs", b"sysenter_cs", "sysenter_ip", b"sysenter_ip", "sysenter_sp", b"sysenter_sp", "tr", b"tr", "tsc", b"tsc", "tsc_aux", b"tsc_aux", "tsc_offset", b"tsc_offset", "xcr0", b"xcr0", "xss", b"xss"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_activity", b"_activity", "_apic_base", b"_apic_base", "_cr0", b"_cr0", "_cr2", b"_cr2", "_cr3", b"_cr3", "_cr4", b"_cr4", "_cr8", b"_cr8", "_cstar", b"_cstar", "_dr0", b"_dr0", "_dr1", b"_dr1", "_dr2", b"_dr2", "_dr3", b"_dr3", "_dr6", b"_dr6", "_dr7", b"_dr7", "_efer", b"_efer", "_fmask", b"_fmask", "_fpu", b"_fpu", "_interruptibility", b"_interruptibility", "_kernel_gs_base", b"_kernel_gs_base", "_lstar", b"_lstar", "_pat", b"_pat", "_pdpte0", b"_pdpte0", "_pdpte1", b"_pdpte1", "_pdpte2", b"_pdpte2", "_pdpte3", b"_pdpte3", "_r10", b"_r10", "_r11", b"_r11", "_r12", b"_r12", "_r13", b"_r13", "_r14", b"_r14", "_r15", b"_r15", "_r8", b"_r8", "_r9", b"_r9", "_rax", b"_rax", "_rbp", b"_rbp", "_rbx", b"_rbx", "_rcx", b"_rcx", "_rdi", b"_rdi", "_rdx", b"_rdx", "_rflags", b"_rflags", "_rip", b"_rip", "_rsi", b"_rsi", "_rsp", b"_rsp", "_star", b"_star", "_sysenter_cs", b"_sysenter_cs", "_sysenter_ip", b"_sysenter_ip", "_sysenter_sp", b"_sysenter_sp", "_tsc", b"_tsc", "_tsc_aux", b"_tsc_aux", "_tsc_offset", b"_tsc_offset", "_xcr0", b"_xcr0", "_xss", b"_xss", "activity", b"activity", "apic_base", b"apic_base", "cr0", b"cr0", "cr2", b"cr2", "cr3", b"cr3", "cr4", b"cr4", "cr8", b"cr8", "cs", b"cs", "cstar", b"cstar", "dr0", b"dr0", "dr1", b"dr1", "dr2", b"dr2", "dr3", b"dr3", "dr6", b"dr6", "dr7", b"dr7", "ds", b"ds", "efer", b"efer", "es", b"es", "fmask", b"fmask", "fpu", b"fpu", "fs", b"fs", "gdtr", b"gdtr", "gs", b"gs", "idtr", b"idtr", "interruptibility", b"interruptibility", "kernel_gs_base", b"kernel_gs_base", "ldtr", b"ldtr", "lstar", b"lstar", "pat", b"pat", "pdpte0", b"pdpte0", "pdpte1", b"pdpte1", "pdpte2", b"pdpte2", "pdpte3", b"pdpte3", "r10", b"r10", "r11", b"r11", "r12", b"r12", "r13", b"r13", "r14", b"r14", "r15", b"r15", "r8", b"r8", "r9", b"r9", "rax", b"rax", "rbp", b"rbp", "rbx", b"rbx", "rcx", b"rcx", "rdi", b"rdi", "rdx", b"rdx", "rflags", b"rflags", "rip", b"rip", "rsi", b"rsi", "rsp", b"rsp", "ss", b"ss", "star", b"star", "sysenter_cs", b"sysenter_cs", "sysenter_ip", b"sysenter_ip", "sysenter_sp", b"sysenter_sp", "tr", b"tr", "tsc", b"tsc", "tsc_aux", b"tsc_aux", "tsc_offset", b"tsc_offset", "xcr0", b"xcr0", "xss", b"xss"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__activity: _TypeAlias = _typing.Literal["activity"]  # noqa: Y015
     _WhichOneofArgType__activity: _TypeAlias = _typing.Literal["_activity", b"_activity"]  # noqa: Y015
@@ -509,6 +535,8 @@ class VcpuState(_message.Message):
     _WhichOneofArgType__efer: _TypeAlias = _typing.Literal["_efer", b"_efer"]  # noqa: Y015
     _WhichOneofReturnType__fmask: _TypeAlias = _typing.Literal["fmask"]  # noqa: Y015
     _WhichOneofArgType__fmask: _TypeAlias = _typing.Literal["_fmask", b"_fmask"]  # noqa: Y015
+    _WhichOneofReturnType__fpu: _TypeAlias = _typing.Literal["fpu"]  # noqa: Y015
+    _WhichOneofArgType__fpu: _TypeAlias = _typing.Literal["_fpu", b"_fpu"]  # noqa: Y015
     _WhichOneofReturnType__interruptibility: _TypeAlias = _typing.Literal["interruptibility"]  # noqa: Y015
     _WhichOneofArgType__interruptibility: _TypeAlias = _typing.Literal["_interruptibility", b"_interruptibility"]  # noqa: Y015
     _WhichOneofReturnType__kernel_gs_base: _TypeAlias = _typing.Literal["kernel_gs_base"]  # noqa: Y015
@@ -612,6 +640,8 @@ class VcpuState(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__fmask) -> _WhichOneofReturnType__fmask | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fpu) -> _WhichOneofReturnType__fpu | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__interruptibility) -> _WhichOneofReturnType__interruptibility | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__kernel_gs_base) -> _WhichOneofReturnType__kernel_gs_base | None: ...
@@ -708,14 +738,17 @@ class Exit(_message.Message):
     INSTRUCTION_BYTES_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     PAUSE_ACKNOWLEDGED_FIELD_NUMBER: _builtins.int
+    INTERRUPT_FLAG_FIELD_NUMBER: _builtins.int
+    NMI_OPEN_FIELD_NUMBER: _builtins.int
+    IP_VALID_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Number of this exit, from 1; a reply names it."""
     reason: Global___ExitReason.ValueType
     """Why."""
     address: _builtins.int
-    """Port, guest-physical address, or MSR index."""
+    """Port, guest-physical address, MSR index, or linear address (DEBUG)."""
     size: _builtins.int
-    """Bytes of one access: 1, 2, 4, 8 or 16."""
+    """Bytes of one access: 1, 2, 4 or 8."""
     count: _builtins.int
     """Number of accesses, for string instructions."""
     read: _builtins.bool
@@ -737,11 +770,17 @@ class Exit(_message.Message):
     injection: Global___InjectionResult.ValueType
     """What became of the last reply's injection."""
     detail: _builtins.int
-    """Number of the failed check (INVALID_STATE), or the engine's own (INTERNAL_ERROR)."""
+    """Number of the failed check (INVALID_STATE), DR6 (DEBUG), or the engine's own (INTERNAL_ERROR)."""
     instruction_bytes: _builtins.bytes
     """The instruction that the engine could not execute, as far as known."""
     pause_acknowledged: _builtins.int
     """Highest pause number acknowledged."""
+    interrupt_flag: _builtins.bool
+    """The guest's interrupt flag."""
+    nmi_open: _builtins.bool
+    """An NMI would be delivered at once; only with engines that have NMI_WINDOW."""
+    ip_valid: _builtins.bool
+    """`ip` holds the instruction's address."""
     @_builtins.property
     def state(self) -> Global___VcpuState:
         """The registers that were wanted and are valid."""
@@ -767,10 +806,13 @@ class Exit(_message.Message):
         instruction_bytes: _builtins.bytes = ...,
         state: Global___VcpuState | None = ...,
         pause_acknowledged: _builtins.int = ...,
+        interrupt_flag: _builtins.bool = ...,
+        nmi_open: _builtins.bool = ...,
+        ip_valid: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "count", b"count", "data", b"data", "detail", b"detail", "fetch", b"fetch", "injection", b"injection", "instruction_bytes", b"instruction_bytes", "instruction_length", b"instruction_length", "interruptible", b"interruptible", "ip", b"ip", "mid_instruction", b"mid_instruction", "pause_acknowledged", b"pause_acknowledged", "read", b"read", "reason", b"reason", "sequence", b"sequence", "size", b"size", "state", b"state", "write_protected", b"write_protected"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "count", b"count", "data", b"data", "detail", b"detail", "fetch", b"fetch", "injection", b"injection", "instruction_bytes", b"instruction_bytes", "instruction_length", b"instruction_length", "interrupt_flag", b"interrupt_flag", "interruptible", b"interruptible", "ip", b"ip", "ip_valid", b"ip_valid", "mid_instruction", b"mid_instruction", "nmi_open", b"nmi_open", "pause_acknowledged", b"pause_acknowledged", "read", b"read", "reason", b"reason", "sequence", b"sequence", "size", b"size", "state", b"state", "write_protected", b"write_protected"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -835,6 +877,60 @@ class WrittenRange(_message.Message):
 Global___WrittenRange: _TypeAlias = WrittenRange  # noqa: Y015
 
 @_typing.final
+class Breakpoint(_message.Message):
+    """A breakpoint of the VMM, unseen by the guest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    address: _builtins.int
+    """Linear address; aligned to its size."""
+    kind: Global___BreakpointKind.ValueType
+    """What it waits for."""
+    size: _builtins.int
+    """Bytes watched: 1, 2, 4 or 8; 0 and 1 are the same, and the only ones for EXECUTE."""
+    def __init__(
+        self,
+        *,
+        address: _builtins.int = ...,
+        kind: Global___BreakpointKind.ValueType = ...,
+        size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "kind", b"kind", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Breakpoint: _TypeAlias = Breakpoint  # noqa: Y015
+
+@_typing.final
+class Breakpoints(_message.Message):
+    """The VMM's breakpoints."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BREAKPOINTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def breakpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___Breakpoint]:
+        """At most four; the bits 0 to 3 of `detail` count them."""
+
+    def __init__(
+        self,
+        *,
+        breakpoints: _abc.Iterable[Global___Breakpoint] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["breakpoints", b"breakpoints"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Breakpoints: _TypeAlias = Breakpoints  # noqa: Y015
+
+@_typing.final
 class Reply(_message.Message):
     """What the VMM answers to an exit: the vCPU runs with it."""
 
@@ -850,6 +946,9 @@ class Reply(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     WANTED_FIELD_NUMBER: _builtins.int
     WRITTEN_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    NMI_WINDOW_FIELD_NUMBER: _builtins.int
+    BREAKPOINTS_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """The exit that this answers; 0 for the first run."""
     data: _builtins.bytes
@@ -861,7 +960,13 @@ class Reply(_message.Message):
     fetch: _builtins.bool
     """Do not run: send the same exit again with the wanted registers."""
     withdraw_window: _builtins.bool
-    """Forget the window requests made so far."""
+    """Forget the window requests made so far, also that for an NMI window."""
+    step: _builtins.bool
+    """Execute one instruction, or finish this one, and stop with DEBUG. Forgotten at the next exit at a
+    boundary, whichever it is. Needs `debug`.
+    """
+    nmi_window: _builtins.bool
+    """Send NMI_WINDOW as soon as an NMI would be delivered. Needs an engine that has NMI_WINDOW."""
     @_builtins.property
     def injection(self) -> Global___Injection:
         """Inject this event before the next instruction."""
@@ -880,6 +985,10 @@ class Reply(_message.Message):
     def written(self) -> _containers.RepeatedCompositeFieldContainer[Global___WrittenRange]:
         """Guest memory written since the last run, at most 8 ranges; more mean everything."""
 
+    @_builtins.property
+    def breakpoints(self) -> Global___Breakpoints:
+        """If present, these are the VMM's breakpoints from the next boundary on. Needs `debug`, for data `watch`."""
+
     def __init__(
         self,
         *,
@@ -893,11 +1002,16 @@ class Reply(_message.Message):
         state: Global___VcpuState | None = ...,
         wanted: _abc.Iterable[_builtins.str] | None = ...,
         written: _abc.Iterable[Global___WrittenRange] | None = ...,
+        step: _builtins.bool = ...,
+        nmi_window: _builtins.bool = ...,
+        breakpoints: Global___Breakpoints | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["injection", b"injection", "state", b"state"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_breakpoints", b"_breakpoints", "breakpoints", b"breakpoints", "injection", b"injection", "state", b"state"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "data", b"data", "fault", b"fault", "fetch", b"fetch", "injection", b"injection", "sequence", b"sequence", "state", b"state", "wanted", b"wanted", "withdraw_window", b"withdraw_window", "written", b"written"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_breakpoints", b"_breakpoints", "breakpoints", b"breakpoints", "complete", b"complete", "data", b"data", "fault", b"fault", "fetch", b"fetch", "injection", b"injection", "nmi_window", b"nmi_window", "sequence", b"sequence", "state", b"state", "step", b"step", "wanted", b"wanted", "withdraw_window", b"withdraw_window", "written", b"written"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__breakpoints: _TypeAlias = _typing.Literal["breakpoints"]  # noqa: Y015
+    _WhichOneofArgType__breakpoints: _TypeAlias = _typing.Literal["_breakpoints", b"_breakpoints"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__breakpoints) -> _WhichOneofReturnType__breakpoints | None: ...
 
 Global___Reply: _TypeAlias = Reply  # noqa: Y015

@@ -1026,3 +1026,217 @@ class UpdateVcpuStateResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UpdateVcpuStateResponse: _TypeAlias = UpdateVcpuStateResponse  # noqa: Y015
+
+@_typing.final
+class CpuidLeaf(_message.Message):
+    """What CPUID answers for one leaf."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FUNCTION_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    EAX_FIELD_NUMBER: _builtins.int
+    EBX_FIELD_NUMBER: _builtins.int
+    ECX_FIELD_NUMBER: _builtins.int
+    EDX_FIELD_NUMBER: _builtins.int
+    function: _builtins.int
+    """EAX."""
+    index: _builtins.int
+    """ECX, for a leaf that has sub-leaves."""
+    eax: _builtins.int
+    """Result."""
+    ebx: _builtins.int
+    """Result."""
+    ecx: _builtins.int
+    """Result."""
+    edx: _builtins.int
+    """Result."""
+    def __init__(
+        self,
+        *,
+        function: _builtins.int = ...,
+        index: _builtins.int | None = ...,
+        eax: _builtins.int = ...,
+        ebx: _builtins.int = ...,
+        ecx: _builtins.int = ...,
+        edx: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_index", b"_index", "index", b"index"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_index", b"_index", "eax", b"eax", "ebx", b"ebx", "ecx", b"ecx", "edx", b"edx", "function", b"function", "index", b"index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__index: _TypeAlias = _typing.Literal["index"]  # noqa: Y015
+    _WhichOneofArgType__index: _TypeAlias = _typing.Literal["_index", b"_index"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__index) -> _WhichOneofReturnType__index | None: ...
+
+Global___CpuidLeaf: _TypeAlias = CpuidLeaf  # noqa: Y015
+
+@_typing.final
+class GetVcpuCpuidRequest(_message.Message):
+    """Asks for a vCPU's CPUID."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VCPU_FIELD_NUMBER: _builtins.int
+    vcpu: _builtins.str
+    """The vCPU."""
+    def __init__(
+        self,
+        *,
+        vcpu: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["vcpu", b"vcpu"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetVcpuCpuidRequest: _TypeAlias = GetVcpuCpuidRequest  # noqa: Y015
+
+@_typing.final
+class GetVcpuCpuidResponse(_message.Message):
+    """A vCPU's CPUID."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEAVES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def leaves(self) -> _containers.RepeatedCompositeFieldContainer[Global___CpuidLeaf]:
+        """The table. A leaf that is not in it is zero; beyond the highest basic leaf, what SDM vol. 2 (CPUID) says."""
+
+    def __init__(
+        self,
+        *,
+        leaves: _abc.Iterable[Global___CpuidLeaf] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leaves", b"leaves"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetVcpuCpuidResponse: _TypeAlias = GetVcpuCpuidResponse  # noqa: Y015
+
+@_typing.final
+class SetVcpuCpuidRequest(_message.Message):
+    """Sets a vCPU's CPUID."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VCPU_FIELD_NUMBER: _builtins.int
+    LEAVES_FIELD_NUMBER: _builtins.int
+    vcpu: _builtins.str
+    """The vCPU."""
+    @_builtins.property
+    def leaves(self) -> _containers.RepeatedCompositeFieldContainer[Global___CpuidLeaf]:
+        """The whole table, at most 160 leaves."""
+
+    def __init__(
+        self,
+        *,
+        vcpu: _builtins.str = ...,
+        leaves: _abc.Iterable[Global___CpuidLeaf] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leaves", b"leaves", "vcpu", b"vcpu"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetVcpuCpuidRequest: _TypeAlias = SetVcpuCpuidRequest  # noqa: Y015
+
+@_typing.final
+class SetVcpuCpuidResponse(_message.Message):
+    """It is set."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetVcpuCpuidResponse: _TypeAlias = SetVcpuCpuidResponse  # noqa: Y015
+
+@_typing.final
+class MsrRange(_message.Message):
+    """Model-specific registers whose accesses exit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    READ_FIELD_NUMBER: _builtins.int
+    WRITE_FIELD_NUMBER: _builtins.int
+    first: _builtins.int
+    """The first."""
+    count: _builtins.int
+    """How many, 1 to 4096."""
+    read: _builtins.bool
+    """RDMSR exits."""
+    write: _builtins.bool
+    """WRMSR exits."""
+    def __init__(
+        self,
+        *,
+        first: _builtins.int = ...,
+        count: _builtins.int = ...,
+        read: _builtins.bool = ...,
+        write: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "first", b"first", "read", b"read", "write", b"write"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MsrRange: _TypeAlias = MsrRange  # noqa: Y015
+
+@_typing.final
+class SetMsrFilterRequest(_message.Message):
+    """Sets the MSR filter of a session."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    RANGES_FIELD_NUMBER: _builtins.int
+    session: _builtins.str
+    """The session."""
+    @_builtins.property
+    def ranges(self) -> _containers.RepeatedCompositeFieldContainer[Global___MsrRange]:
+        """At most 16."""
+
+    def __init__(
+        self,
+        *,
+        session: _builtins.str = ...,
+        ranges: _abc.Iterable[Global___MsrRange] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ranges", b"ranges", "session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetMsrFilterRequest: _TypeAlias = SetMsrFilterRequest  # noqa: Y015
+
+@_typing.final
+class SetMsrFilterResponse(_message.Message):
+    """It is set."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetMsrFilterResponse: _TypeAlias = SetMsrFilterResponse  # noqa: Y015

@@ -76,6 +76,21 @@ class VmSessionServiceStub:
                 request_serializer=vmsession_dot_v1_dot_vm__session__pb2.ListVcpusRequest.SerializeToString,
                 response_deserializer=vmsession_dot_v1_dot_vm__session__pb2.ListVcpusResponse.FromString,
                 _registered_method=True)
+        self.GetVcpuCpuid = channel.unary_unary(
+                '/vmsession.v1.VmSessionService/GetVcpuCpuid',
+                request_serializer=vmsession_dot_v1_dot_vm__session__pb2.GetVcpuCpuidRequest.SerializeToString,
+                response_deserializer=vmsession_dot_v1_dot_vm__session__pb2.GetVcpuCpuidResponse.FromString,
+                _registered_method=True)
+        self.SetVcpuCpuid = channel.unary_unary(
+                '/vmsession.v1.VmSessionService/SetVcpuCpuid',
+                request_serializer=vmsession_dot_v1_dot_vm__session__pb2.SetVcpuCpuidRequest.SerializeToString,
+                response_deserializer=vmsession_dot_v1_dot_vm__session__pb2.SetVcpuCpuidResponse.FromString,
+                _registered_method=True)
+        self.SetMsrFilter = channel.unary_unary(
+                '/vmsession.v1.VmSessionService/SetMsrFilter',
+                request_serializer=vmsession_dot_v1_dot_vm__session__pb2.SetMsrFilterRequest.SerializeToString,
+                response_deserializer=vmsession_dot_v1_dot_vm__session__pb2.SetMsrFilterResponse.FromString,
+                _registered_method=True)
         self.Attach = channel.unary_unary(
                 '/vmsession.v1.VmSessionService/Attach',
                 request_serializer=vmsession_dot_v1_dot_vm__session__pb2.AttachRequest.SerializeToString,
@@ -187,6 +202,32 @@ class VmSessionServiceServicer:
 
     def ListVcpus(self, request, context):
         """Lists a session's vCPUs. Errors: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetVcpuCpuid(self, request, context):
+        """Tells what CPUID answers on a vCPU. Before SetVcpuCpuid that is all that the engine has.
+        Errors: NOT_FOUND, NOT_STOPPED, UNSUPPORTED (`cpuid`).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetVcpuCpuid(self, request, context):
+        """Sets what CPUID answers on a vCPU that never ran: the whole table. It tells the guest what to use and
+        disables nothing. Errors: NOT_FOUND, ALREADY_STARTED, NOT_STOPPED, UNSUPPORTED (`cpuid`),
+        INVALID_ARGUMENT (more than 160 leaves, one twice, or a table that the engine refuses).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetMsrFilter(self, request, context):
+        """Names the MSRs whose accesses exit, also where the engine keeps them, instead of those named before; what
+        the engine does not know exits anyway. Errors: NOT_FOUND, UNSUPPORTED (`msr_filter`), INVALID_ARGUMENT (more
+        than 16 ranges, an empty one, one of more than 4096 MSRs, or beyond 32 bits).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -309,6 +350,21 @@ def add_VmSessionServiceServicer_to_server(servicer, server):
                     servicer.ListVcpus,
                     request_deserializer=vmsession_dot_v1_dot_vm__session__pb2.ListVcpusRequest.FromString,
                     response_serializer=vmsession_dot_v1_dot_vm__session__pb2.ListVcpusResponse.SerializeToString,
+            ),
+            'GetVcpuCpuid': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetVcpuCpuid,
+                    request_deserializer=vmsession_dot_v1_dot_vm__session__pb2.GetVcpuCpuidRequest.FromString,
+                    response_serializer=vmsession_dot_v1_dot_vm__session__pb2.GetVcpuCpuidResponse.SerializeToString,
+            ),
+            'SetVcpuCpuid': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetVcpuCpuid,
+                    request_deserializer=vmsession_dot_v1_dot_vm__session__pb2.SetVcpuCpuidRequest.FromString,
+                    response_serializer=vmsession_dot_v1_dot_vm__session__pb2.SetVcpuCpuidResponse.SerializeToString,
+            ),
+            'SetMsrFilter': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetMsrFilter,
+                    request_deserializer=vmsession_dot_v1_dot_vm__session__pb2.SetMsrFilterRequest.FromString,
+                    response_serializer=vmsession_dot_v1_dot_vm__session__pb2.SetMsrFilterResponse.SerializeToString,
             ),
             'Attach': grpc.unary_unary_rpc_method_handler(
                     servicer.Attach,
@@ -552,6 +608,87 @@ class VmSessionService:
             '/vmsession.v1.VmSessionService/ListVcpus',
             vmsession_dot_v1_dot_vm__session__pb2.ListVcpusRequest.SerializeToString,
             vmsession_dot_v1_dot_vm__session__pb2.ListVcpusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetVcpuCpuid(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vmsession.v1.VmSessionService/GetVcpuCpuid',
+            vmsession_dot_v1_dot_vm__session__pb2.GetVcpuCpuidRequest.SerializeToString,
+            vmsession_dot_v1_dot_vm__session__pb2.GetVcpuCpuidResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetVcpuCpuid(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vmsession.v1.VmSessionService/SetVcpuCpuid',
+            vmsession_dot_v1_dot_vm__session__pb2.SetVcpuCpuidRequest.SerializeToString,
+            vmsession_dot_v1_dot_vm__session__pb2.SetVcpuCpuidResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetMsrFilter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vmsession.v1.VmSessionService/SetMsrFilter',
+            vmsession_dot_v1_dot_vm__session__pb2.SetMsrFilterRequest.SerializeToString,
+            vmsession_dot_v1_dot_vm__session__pb2.SetMsrFilterResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -69,6 +69,20 @@ class VmSessionServiceStub:
     """
     ListVcpus: _grpc.UnaryUnaryMultiCallable[_vm_session_pb2.ListVcpusRequest, _vm_session_pb2.ListVcpusResponse]
     """Lists a session's vCPUs. Errors: NOT_FOUND."""
+    GetVcpuCpuid: _grpc.UnaryUnaryMultiCallable[_vm_session_pb2.GetVcpuCpuidRequest, _vm_session_pb2.GetVcpuCpuidResponse]
+    """Tells what CPUID answers on a vCPU. Before SetVcpuCpuid that is all that the engine has.
+    Errors: NOT_FOUND, NOT_STOPPED, UNSUPPORTED (`cpuid`).
+    """
+    SetVcpuCpuid: _grpc.UnaryUnaryMultiCallable[_vm_session_pb2.SetVcpuCpuidRequest, _vm_session_pb2.SetVcpuCpuidResponse]
+    """Sets what CPUID answers on a vCPU that never ran: the whole table. It tells the guest what to use and
+    disables nothing. Errors: NOT_FOUND, ALREADY_STARTED, NOT_STOPPED, UNSUPPORTED (`cpuid`),
+    INVALID_ARGUMENT (more than 160 leaves, one twice, or a table that the engine refuses).
+    """
+    SetMsrFilter: _grpc.UnaryUnaryMultiCallable[_vm_session_pb2.SetMsrFilterRequest, _vm_session_pb2.SetMsrFilterResponse]
+    """Names the MSRs whose accesses exit, also where the engine keeps them, instead of those named before; what
+    the engine does not know exits anyway. Errors: NOT_FOUND, UNSUPPORTED (`msr_filter`), INVALID_ARGUMENT (more
+    than 16 ranges, an empty one, one of more than 4096 MSRs, or beyond 32 bits).
+    """
     Attach: _grpc.UnaryUnaryMultiCallable[_vm_session_pb2.AttachRequest, _vm_session_pb2.AttachResponse]
     """Maps a dataspace, or a part of it, at a guest-physical range. The identical attachment again is
     success. Charges one capability to the session.
@@ -153,6 +167,20 @@ class VmSessionServiceAsyncStub(VmSessionServiceStub):
     """
     ListVcpus: _aio.UnaryUnaryMultiCallable[_vm_session_pb2.ListVcpusRequest, _vm_session_pb2.ListVcpusResponse]  # type: ignore[assignment]
     """Lists a session's vCPUs. Errors: NOT_FOUND."""
+    GetVcpuCpuid: _aio.UnaryUnaryMultiCallable[_vm_session_pb2.GetVcpuCpuidRequest, _vm_session_pb2.GetVcpuCpuidResponse]  # type: ignore[assignment]
+    """Tells what CPUID answers on a vCPU. Before SetVcpuCpuid that is all that the engine has.
+    Errors: NOT_FOUND, NOT_STOPPED, UNSUPPORTED (`cpuid`).
+    """
+    SetVcpuCpuid: _aio.UnaryUnaryMultiCallable[_vm_session_pb2.SetVcpuCpuidRequest, _vm_session_pb2.SetVcpuCpuidResponse]  # type: ignore[assignment]
+    """Sets what CPUID answers on a vCPU that never ran: the whole table. It tells the guest what to use and
+    disables nothing. Errors: NOT_FOUND, ALREADY_STARTED, NOT_STOPPED, UNSUPPORTED (`cpuid`),
+    INVALID_ARGUMENT (more than 160 leaves, one twice, or a table that the engine refuses).
+    """
+    SetMsrFilter: _aio.UnaryUnaryMultiCallable[_vm_session_pb2.SetMsrFilterRequest, _vm_session_pb2.SetMsrFilterResponse]  # type: ignore[assignment]
+    """Names the MSRs whose accesses exit, also where the engine keeps them, instead of those named before; what
+    the engine does not know exits anyway. Errors: NOT_FOUND, UNSUPPORTED (`msr_filter`), INVALID_ARGUMENT (more
+    than 16 ranges, an empty one, one of more than 4096 MSRs, or beyond 32 bits).
+    """
     Attach: _aio.UnaryUnaryMultiCallable[_vm_session_pb2.AttachRequest, _vm_session_pb2.AttachResponse]  # type: ignore[assignment]
     """Maps a dataspace, or a part of it, at a guest-physical range. The identical attachment again is
     success. Charges one capability to the session.
@@ -276,6 +304,38 @@ class VmSessionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_vm_session_pb2.ListVcpusResponse, _abc.Awaitable[_vm_session_pb2.ListVcpusResponse]]:
         """Lists a session's vCPUs. Errors: NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def GetVcpuCpuid(
+        self,
+        request: _vm_session_pb2.GetVcpuCpuidRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vm_session_pb2.GetVcpuCpuidResponse, _abc.Awaitable[_vm_session_pb2.GetVcpuCpuidResponse]]:
+        """Tells what CPUID answers on a vCPU. Before SetVcpuCpuid that is all that the engine has.
+        Errors: NOT_FOUND, NOT_STOPPED, UNSUPPORTED (`cpuid`).
+        """
+
+    @_abc_1.abstractmethod
+    def SetVcpuCpuid(
+        self,
+        request: _vm_session_pb2.SetVcpuCpuidRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vm_session_pb2.SetVcpuCpuidResponse, _abc.Awaitable[_vm_session_pb2.SetVcpuCpuidResponse]]:
+        """Sets what CPUID answers on a vCPU that never ran: the whole table. It tells the guest what to use and
+        disables nothing. Errors: NOT_FOUND, ALREADY_STARTED, NOT_STOPPED, UNSUPPORTED (`cpuid`),
+        INVALID_ARGUMENT (more than 160 leaves, one twice, or a table that the engine refuses).
+        """
+
+    @_abc_1.abstractmethod
+    def SetMsrFilter(
+        self,
+        request: _vm_session_pb2.SetMsrFilterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vm_session_pb2.SetMsrFilterResponse, _abc.Awaitable[_vm_session_pb2.SetMsrFilterResponse]]:
+        """Names the MSRs whose accesses exit, also where the engine keeps them, instead of those named before; what
+        the engine does not know exits anyway. Errors: NOT_FOUND, UNSUPPORTED (`msr_filter`), INVALID_ARGUMENT (more
+        than 16 ranges, an empty one, one of more than 4096 MSRs, or beyond 32 bits).
+        """
 
     @_abc_1.abstractmethod
     def Attach(
