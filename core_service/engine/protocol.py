@@ -121,7 +121,9 @@ class Hello:
     def features(self) -> list[str]:
         """Names of its capabilities, as in `Capabilities.features` of core.proto."""
         return [
-            capability.name.lower() for capability in Capability if capability in self.capabilities
+            str(capability.name).lower()
+            for capability in Capability
+            if capability in self.capabilities
         ]
 
 
