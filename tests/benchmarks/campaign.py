@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
 
-from tests.benchmarks import handover, opening, port_exit, rpc, speed, stream, throughput
+from tests.benchmarks import handover, opening, port_exit, rpc, speed, state, stream, throughput
 from tests.benchmarks.report import print_table, write_json
 from tests.benchmarks.result import Result
 from tests.benchmarks.rounds import QUICK, THOROUGH
@@ -20,6 +20,8 @@ OUTPUT: Final = Path("bench.json")
 BENCHMARKS: Final = (
     port_exit.KVM,
     port_exit.SOFT,
+    state.KVM,
+    state.SOFT,
     handover.HANDOVER,
     opening.KVM,
     opening.SOFT,
