@@ -94,7 +94,7 @@ static void show_activity(struct vcpu *vcpu, uint64_t wanted)
 
 void boundary_read(struct vcpu *vcpu, const uint64_t wanted[2])
 {
-	uint64_t known[2] = {wanted[0] & backend.registers[0], wanted[1] & backend.registers[1]};
+	uint64_t known[2] = {wanted[0] & vcpu->vm->registers[0], wanted[1] & vcpu->vm->registers[1]};
 	if (!vcpu->page)
 		known[1] &= ~(1ull << VCPU_FPU_BIT); /* the stream transport has no place for the area */
 	vcpu->half->valid[0] = vcpu->half->valid[1] = 0;

@@ -76,11 +76,11 @@ void channel_send_hello(const struct vm *vm)
 		.header = {.type = CHANNEL_HELLO},
 		.version = CHANNEL_VERSION,
 		.page_abi = VCPU_PAGE_ABI,
-		.capabilities = backend.capabilities,
+		.capabilities = vm->capabilities,
 		.max_vcpus = backend.max_vcpus < CHANNEL_VCPUS ? backend.max_vcpus : CHANNEL_VCPUS,
 		.tsc_khz = vm->tsc_khz,
 		.physical_bits = vm->physical_bits,
-		.registers = {backend.registers[0], backend.registers[1]},
+		.registers = {vm->registers[0], vm->registers[1]},
 		.exit_reasons = backend.exit_reasons,
 	};
 	strncpy(hello.engine, backend.name, sizeof(hello.engine) - 1);

@@ -50,7 +50,8 @@ struct backend {
 	uint64_t registers[2];
 	uint64_t exit_reasons;
 
-	/* Create the machine; called once, before anything else. Fills vm->tsc_khz and vm->physical_bits. */
+	/* Create the machine; called once, before anything else. Fills vm->tsc_khz and vm->physical_bits, and takes
+	 * away from vm->capabilities and vm->registers what this host lacks. */
 	enum channel_status (*vm_create)(struct vm *, struct failure *);
 	/* Undo vm_create, after all vCPUs and mappings are gone. May be NULL. */
 	void (*vm_destroy)(struct vm *);
@@ -197,6 +198,8 @@ struct vcpu {
 struct vm {
 	uint32_t tsc_khz;
 	uint32_t physical_bits;
+	uint32_t capabilities; /* of the backend and of this host, ENGINE_*; fixed once vm_create is done */
+	uint64_t registers[2]; /* likewise */
 	void *backend;
 	struct vcpu *vcpu[CHANNEL_VCPUS]; /* by creation, not by index; only the control thread adds */
 	_Atomic uint32_t vcpus;

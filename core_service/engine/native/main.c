@@ -30,6 +30,9 @@ static void confine(void)
 static void begin(struct vm *vm)
 {
 	struct failure failure = {0};
+	vm->capabilities = backend.capabilities;
+	vm->registers[0] = backend.registers[0];
+	vm->registers[1] = backend.registers[1];
 	/* Without it every wait would be a loop. */
 	enum channel_status status =
 		futex_any_works() ? CHANNEL_OK : failed_call(&failure, "futex_waitv, of Linux 5.16 and later");

@@ -70,7 +70,7 @@ enum vcpu_refusal reply_check(const struct vcpu *vcpu, const struct vcpu_exit *e
 		return REFUSED_WRITTEN_COUNT;
 	if (!ranges_fit(reply))
 		return REFUSED_WRITTEN_RANGE;
-	uint64_t accepted[2] = {backend.registers[0], backend.registers[1]};
+	uint64_t accepted[2] = {vcpu->vm->registers[0], vcpu->vm->registers[1]};
 	if (!vcpu->page)
 		accepted[1] &= ~(1ull << VCPU_FPU_BIT); /* the stream transport has no place for the area */
 	return reply_check_registers(&vcpu->reply, accepted);

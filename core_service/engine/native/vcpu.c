@@ -115,7 +115,7 @@ static void take_reply(struct vcpu *vcpu, const struct vcpu_vmm_half *from)
 static enum channel_status set_state(struct vcpu *vcpu, const struct command *command)
 {
 	struct vcpu_vmm_half charged = command->run->vmm;
-	const uint64_t accepted[2] = {backend.registers[0], backend.registers[1] & ~FPU};
+	const uint64_t accepted[2] = {vcpu->vm->registers[0], vcpu->vm->registers[1] & ~FPU};
 	enum vcpu_refusal refusal = reply_check_registers(&charged, accepted);
 	if (!refusal && !boundary_charge(vcpu, &charged, NULL))
 		refusal = REFUSED_STATE;
@@ -255,8 +255,8 @@ enum run_verdict vcpu_start_up(struct vcpu *vcpu)
 	if (await_run(vcpu) == RUN_ENDED)
 		return RUN_ENDED;
 	vcpu->reply = (struct vcpu_vmm_half){0};
-	vcpu->reply.reply.wanted[0] = backend.registers[0];
-	vcpu->reply.reply.wanted[1] = backend.registers[1];
+	vcpu->reply.reply.wanted[0] = vcpu->vm->registers[0];
+	vcpu->reply.reply.wanted[1] = vcpu->vm->registers[1];
 	vcpu_exit(vcpu, EXIT_STARTUP, backend.event_flags(vcpu));
 	return vcpu_exchange(vcpu);
 }
