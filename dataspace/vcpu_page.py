@@ -34,6 +34,9 @@ WRITTEN_RANGES: Final = 8
 WRITTEN_ALL: Final = 0xFFFFFFFF
 FPU_BIT: Final = 32
 
+BREAKPOINTS: Final = 4
+DEBUG_STEP: Final = 0x4000  # BS of DR6, in the detail of DEBUG
+
 INJECT_VALID: Final = 0x80000000
 INJECT_ERROR_CODE: Final = 0x800
 INJECT_TYPE_SHIFT: Final = 8
@@ -371,10 +374,10 @@ class VmmHalf(_Half):
         """Up to four linear addresses and their control word, `struct vcpu_debug`; to be sent with
         ReplyFlag.BREAKPOINTS. Raises ValueError for a fifth address, or beyond the words' width."""
         at = DEBUG_AT // 8
-        words = [0, 0, 0, 0]
+        words = [0] * BREAKPOINTS
         for index, address in enumerate(addresses):
-            if index == len(words):
-                raise ValueError(f"a vCPU has {len(words)} breakpoints")
+            if index == BREAKPOINTS:
+                raise ValueError(f"a vCPU has {BREAKPOINTS} breakpoints")
             words[index] = address
         for index, address in enumerate(words):
             self.u64[at + index] = address

@@ -38,7 +38,7 @@ class Entrypoint:
 
     def exits(self) -> Generator[tuple[Vcpu, Exit], None, None]:
         """Run the vCPUs and give their exits; each runs on with its reply when the next exit is
-        asked for. In turns: no vCPU starves another.
+        asked for. In turns: no vCPU starves another. One that is told to `stay` waits for its `run`.
 
         Ends when this program closed all sessions. Raises SessionEnded when one ended otherwise:
         its vCPU is dropped, and a new call goes on with the rest. Raises Busy, UnknownExit.
@@ -54,7 +54,7 @@ class Entrypoint:
                     elif (exit_ := vcpu.poll()) is not None:
                         idle = False
                         yield vcpu, exit_
-                        vcpu.resume()
+                        vcpu.resume_unless_staying()
                 if idle and self._vcpus:
                     self._wait()
                 if time.monotonic() >= check_at:
@@ -74,8 +74,9 @@ class Entrypoint:
                 continue
             stack = self._served[vcpu] = ExitStack()
             stack.enter_context(vcpu.serving)
-            if not vcpu.running:
-                vcpu.resume()
+            stack.callback(setattr, vcpu, "may_stay", False)
+            vcpu.may_stay = True
+            vcpu.resume_unless_staying()
 
     def _drop(self, vcpu: Vcpu) -> None:
         del self._vcpus[vcpu]

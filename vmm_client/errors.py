@@ -57,6 +57,7 @@ class Refused(VmsessionError):
 
 
 HINTS = {
+    "UNSUPPORTED": "`vmm doctor` tells what each engine has",
     "OUT_OF_RAM": "free memory, or raise the RAM quota in core's policy",
     "OUT_OF_CAPS": "delete what is not used, or raise the capability quota in core's policy",
     "MEMORY_FAILURE": "the host is out of memory or file descriptors; try again later",
@@ -66,6 +67,14 @@ HINTS = {
     "INTERNAL": "a defect in core; its log tells more",
     "DENIED": "core's policy does not allow this",
 }
+
+
+class Unsupported(Refused):
+    """The session's engine has no such feature, exit or register; the library saw that by itself."""
+
+    def __init__(self, engine: str, what: str) -> None:
+        super().__init__("UNSUPPORTED", f"engine {engine} has no {what}", {"engine": engine})
+        self.engine = engine
 
 
 class SessionEnded(VmsessionError):

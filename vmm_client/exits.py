@@ -11,7 +11,9 @@ from typing import Final, Protocol
 
 from dataspace._page import ExitHead
 from dataspace.vcpu_page import (
+    BREAKPOINTS,
     DATA_BYTES,
+    DEBUG_STEP,
     ExitFlag,
     Injection,
     Reason,
@@ -24,6 +26,7 @@ from vmm_client.reply import Reply
 _PORT: Final = Reason.PORT
 _MMIO: Final = Reason.MMIO
 _MSR: Final = Reason.MSR
+_DEBUG: Final = Reason.DEBUG
 _FAULT: Final = ReplyFlag.FAULT
 # Plain numbers: `&` with an IntFlag makes another IntFlag, for a microsecond.
 _MID_INSTRUCTION: Final = int(ExitFlag.MID_INSTRUCTION)
@@ -104,8 +107,24 @@ class Exit(ExitHead):
 
     @property
     def detail(self) -> int:
-        """The failed check (INVALID_STATE), or the engine's own number (INTERNAL_ERROR)."""
+        """DR6 (DEBUG), the failed check (INVALID_STATE), or the engine's own (INTERNAL_ERROR)."""
         return self._page.engine.detail
+
+    @property
+    def stepped(self) -> bool:
+        """DEBUG: the instruction that `Vcpu.step` asked for is done."""
+        return self.reason is _DEBUG and self.detail & DEBUG_STEP != 0
+
+    @property
+    def breakpoints(self) -> tuple[int, ...]:
+        """DEBUG: which of the breakpoints given to `Vcpu.set_breakpoints` were hit, by position."""
+        hits = self.detail if self.reason is _DEBUG else 0
+        return tuple(index for index in range(BREAKPOINTS) if hits >> index & 1)
+
+    @property
+    def nmi_open(self) -> bool:
+        """An NMI would be delivered at once; only engines that give NMI_WINDOW tell it."""
+        return self.flags & ExitFlag.NMI_OPEN != 0
 
     @property
     def mid_instruction(self) -> bool:
@@ -190,6 +209,12 @@ class Exit(ExitHead):
             value = int.from_bytes(data[at : at + n], "little")
             bus.write(self.address + at * stride, n, value)
 
+    def __repr__(self) -> str:
+        try:
+            return f"<exit {self.sequence} of {self._name}: {self}>"
+        except ValueError:  # the page is gone
+            return f"<exit {self.sequence} of {self._name}, closed>"
+
     def __str__(self) -> str:
         """One line for people, as in `PORT out 0xe9 size 1 value 0x48`."""
         if self.reason in (_PORT, _MMIO, _MSR):
@@ -203,8 +228,16 @@ class Exit(ExitHead):
         text = self.reason.name
         if self.reason is Reason.MEMORY_FAULT:
             text += f" {'fetch' if self.flags & ExitFlag.FETCH else 'write'} {self.address:#x}"
+        if self.reason is _DEBUG:
+            hit = [
+                *("step" for _ in range(self.stepped)),
+                *(f"breakpoint {n}" for n in self.breakpoints),
+            ]
+            text += " " + " and ".join(hit)
         if self.ip is not None:
             text += f" at {self.ip:#x}"
+        if self.injection:
+            text += f" injection {self.injection.name}"
         if self.reason in (Reason.INTERNAL_ERROR, Reason.INVALID_STATE):
             text += f" detail {self.detail} bytes [{self.instruction_bytes.hex(' ')}]"
         return text

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, overload
 from dataspace.registers import Segment
 from dataspace.vcpu_page import ALL_SCALARS, ALL_SEGMENTS, FPU_BIT, MASK_AT, mask, names
 from vmm_client.errors import NotValid
+from vmm_client.init_sipi import INIT, start_up
 
 if TYPE_CHECKING:
     from vmm_client.vcpu import Vcpu
@@ -111,6 +112,19 @@ class Registers(Mapping[str, int | Segment]):
         """Charge several registers. Raises as writing does; those before the error are charged."""
         for name, value in values.items():
             self[name] = value
+
+    def init(self) -> None:
+        """Charge what INIT makes of a processor: it waits for `start_up` and executes nothing.
+
+        Registers that the engine has not are passed over. Intel SDM volume 3, table 10-1.
+        """
+        has = self._vcpu.engine_registers
+        self.update({name: value for name, value in INIT.items() if name in has})
+
+    def start_up(self, vector: int) -> None:
+        """Charge what a start-up IPI does after INIT: real mode at `vector` * 4096, active.
+        ValueError for a vector beyond 255."""
+        self.update(start_up(vector))
 
     def discharge(self, *which: str) -> None:
         """Take charges back, all if none is named: reading gives the engine's value again.

@@ -94,6 +94,11 @@ class Reply:
         self.dirty = True
         self.half.charge_fpu()
 
+    def set_breakpoints(self, addresses: Iterable[int], control: int) -> None:
+        """Replace the VMM's breakpoints with this run. ValueError: see the half's method."""
+        self.half.set_breakpoints(addresses, control)
+        self.set_flag(ReplyFlag.BREAKPOINTS)
+
     def written(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Guest memory that was written since the last run."""
         self.dirty = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Collection, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
@@ -15,14 +16,19 @@ from vmsession.v1.vm_session_pb2 import (
     DeleteSessionRequest,
     DetachRequest,
     GetSessionRequest,
+    GetVcpuCpuidRequest,
+    SetMsrFilterRequest,
+    SetVcpuCpuidRequest,
 )
 from vmsession.v1.vm_session_pb2 import Attachment as AttachmentRecord
 from vmsession.v1.vm_session_pb2 import Session as SessionRecord
 
 from dataspace.address_map import Attachment
 from dataspace.vcpu_page import ABI
-from vmm_client.errors import Closed, CoreUnavailable, Refused, SessionEnded
+from vmm_client.cpuid import CpuidLeaf
+from vmm_client.errors import Closed, CoreUnavailable, Refused, SessionEnded, Unsupported
 from vmm_client.memory import GuestMemory
+from vmm_client.msr import MsrRange
 from vmm_client.page import Page
 from vmm_client.ram import Ram
 from vmm_client.vcpu import Vcpu
@@ -51,6 +57,7 @@ class Session:
         self.label = record.label
         self.engine = record.engine
         self.capabilities = capabilities
+        self._features = frozenset((*capabilities.features, *capabilities.exit_reasons))
         self.memory = GuestMemory()
         self._connection = connection
         self._stub = connection.vm_sessions
@@ -115,6 +122,35 @@ class Session:
                 raise Closed(self.name)
             self._vcpus.append(vcpu)
         return vcpu
+
+    def set_msr_filter(self, ranges: Iterable[MsrRange]) -> None:
+        """Have accesses to these MSRs exit, also where the engine keeps them; they take the place of
+        those named before. Raises Refused: see SetMsrFilter in vm_session.proto."""
+        request = SetMsrFilterRequest(session=self.name, ranges=[each.message for each in ranges])
+        self._connection.rpc.call(self._stub.SetMsrFilter, request)
+
+    def cpuid(self, vcpu: str) -> list[CpuidLeaf]:
+        """`Vcpu.cpuid` of the vCPU with this name."""
+        request = GetVcpuCpuidRequest(vcpu=vcpu)
+        leaves = self._connection.rpc.call(self._stub.GetVcpuCpuid, request).leaves
+        return [CpuidLeaf.of(leaf) for leaf in leaves]
+
+    def set_cpuid(self, vcpu: str, leaves: Iterable[CpuidLeaf]) -> None:
+        """`Vcpu.set_cpuid` of the vCPU with this name."""
+        request = SetVcpuCpuidRequest(vcpu=vcpu, leaves=[leaf.message for leaf in leaves])
+        self._connection.rpc.call(self._stub.SetVcpuCpuid, request)
+
+    @property
+    def engine_registers(self) -> Collection[str]:
+        """Names of the registers that the engine has."""
+        return self.capabilities.registers
+
+    def require(self, *features: str) -> None:
+        """Raises Unsupported unless the engine has these features or exits: names as in
+        `Capabilities.features` and `exit_reasons` of core.proto."""
+        for feature in features:
+            if feature not in self._features:
+                raise Unsupported(self.engine, feature)
 
     def check_alive(self) -> None:
         """Raises SessionEnded if it ended without this program's asking: its engine died, or core.

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterable
+import threading
+from collections.abc import Callable, Collection, Generator, Iterable
 from contextlib import suppress
 from typing import Final, Protocol
 
 from dataspace._page import Waiter
 from dataspace.vcpu_page import InjectType, Reason, ReplyFlag, mask
+from vmm_client.breakpoints import Breakpoint, BreakpointKind, control
+from vmm_client.cpuid import CpuidLeaf
 from vmm_client.errors import Closed, MidInstruction, NotStarted, NotStopped
 from vmm_client.exits import Exit
 from vmm_client.page import Page
@@ -21,12 +24,23 @@ from vmm_client.written import WrittenLog
 # noticed within about this time, and the exits themselves pay nothing for it.
 SLICE_SECONDS: Final = 0.5
 
+_INVALID_STATE: Final = Reason.INVALID_STATE
+
 
 class Owner(Protocol):
     """What a vCPU needs of its session."""
 
     @property
     def written_log(self) -> WrittenLog: ...
+
+    @property
+    def engine_registers(self) -> Collection[str]: ...
+
+    def require(self, *features: str) -> None: ...
+
+    def cpuid(self, vcpu: str) -> list[CpuidLeaf]: ...
+
+    def set_cpuid(self, vcpu: str, leaves: Iterable[CpuidLeaf]) -> None: ...
 
     def check_alive(self) -> None:
         """Raises SessionEnded if the session ended without this program's asking."""
@@ -53,8 +67,12 @@ class Vcpu:
         self._owner = owner
         self._log = owner.written_log
         self._told = 0  # the position in the log up to which the engine knows
+        self._told_before = 0  # where a refused reply leaves it
         self._seen = page.waiter.exit_seq
         self._running = False
+        self.may_stay = False  # an `Entrypoint` serves it
+        self._staying = False
+        self._stay_lock = threading.Lock()
 
     # Running.
 
@@ -66,6 +84,7 @@ class Vcpu:
         SessionEnded when it ends otherwise, UnknownExit, Busy, Closed.
         """
         with self.serving:
+            self._staying = False
             self.want(*wanted)
             exchange, log = self._page.waiter.exchange, self._log
             while True:
@@ -84,9 +103,29 @@ class Vcpu:
                 yield self._take(sequence)
 
     def run(self) -> None:
-        """Run the stopped vCPU with the reply made so far; does not wait. Raises NotStopped."""
+        """Run the stopped vCPU with the reply made so far; does not wait. Raises NotStopped.
+
+        A vCPU that stays is run from any thread, and its exits go on to the one that serves it.
+        """
+        if self._leave_stay():
+            return
         with self.serving:
             self.resume()
+
+    def stay(self) -> None:
+        """Served by an `Entrypoint`: leave this vCPU stopped at this exit when the handler is done,
+        until `run`. Any thread may look at it and answer meanwhile. Raises NotStopped, NotStarted,
+        Closed; ValueError where no entrypoint serves it."""
+        with self._stay_lock:
+            self.stopped_page()
+            if not self.may_stay:
+                raise ValueError(f"{self.name} cannot stay: it is served by no Entrypoint")
+            self._staying = True
+
+    @property
+    def staying(self) -> bool:
+        """Whether it stays at this exit."""
+        return self._staying
 
     def wait(self, timeout: float | None = None) -> Exit | None:
         """Wait until the vCPU is stopped: its exit, or None when `timeout` seconds are over.
@@ -120,10 +159,19 @@ class Vcpu:
         self._begin()
         self._page.waiter.run()
 
+    def resume_unless_staying(self) -> None:
+        """`resume`, unless it stays, or stayed and was run already. For whoever holds `serving`."""
+        with self._stay_lock:
+            if not self._staying and not self._running:
+                self.resume()
+
     def poll(self) -> Exit | None:
         """The exit, if there is a new one; does not wait. For whoever holds `serving`."""
-        sequence = self._page.waiter.exit_seq
-        return self._take(sequence) if sequence != self._seen else None
+        if self._page.waiter.exit_seq == self._seen:
+            return None
+        with self._stay_lock:  # another thread's `fetch` moves the counter too, and is done then
+            sequence = self._page.waiter.exit_seq
+            return self._take(sequence) if sequence != self._seen else None
 
     @property
     def running(self) -> bool:
@@ -174,7 +222,7 @@ class Vcpu:
         page = self.stopped_page()
         if self.exit.mid_instruction:
             raise MidInstruction(self.name)
-        with self.reply.asking(*mask(registers)):
+        with self._stay_lock, self.reply.asking(*mask(registers)):
             self._running = True
             if page.waiter.exchange(SLICE_SECONDS) == self._seen and not self._await(None):
                 raise Closed(self.name)
@@ -199,6 +247,44 @@ class Vcpu:
         """Forget the requests for a window made so far, with the next run."""
         self._stopped_reply().set_flag(ReplyFlag.WITHDRAW_WINDOW)
 
+    def step(self) -> None:
+        """Execute one instruction with the next run, or finish this one, and stop with DEBUG; see
+        REPLY_STEP in vcpu_page.h. Raises Unsupported."""
+        self._owner.require("debug")
+        self._stopped_reply().set_flag(ReplyFlag.STEP)
+
+    def set_breakpoints(self, *breakpoints: Breakpoint) -> None:
+        """Have these breakpoints, at most four, instead of those before, from the next run on; none
+        clears them. Raises Unsupported, ValueError for what the hardware could not have."""
+        executing = all(each.kind is BreakpointKind.EXECUTE for each in breakpoints)
+        self._owner.require("debug", *(() if executing else ("watch",)))
+        word = control(breakpoints)
+        self._stopped_reply().set_breakpoints((each.address for each in breakpoints), word)
+
+    def request_nmi_window(self) -> None:
+        """Ask with the next run for the exit NMI_WINDOW, as soon as an NMI would be delivered; stays
+        until then, or `withdraw_window`. Raises Unsupported."""
+        self._owner.require("NMI_WINDOW")
+        self._stopped_reply().set_flag(ReplyFlag.NMI_WINDOW)
+
+    # What it is.
+
+    @property
+    def engine_registers(self) -> Collection[str]:
+        """Names of the registers that the engine has."""
+        return self._owner.engine_registers
+
+    def cpuid(self) -> list[CpuidLeaf]:
+        """What CPUID answers. Raises Refused: see GetVcpuCpuid in vm_session.proto."""
+        self._open_page()
+        return self._owner.cpuid(self.name)
+
+    def set_cpuid(self, leaves: Iterable[CpuidLeaf]) -> None:
+        """Set the whole table of a vCPU that never ran. Raises Refused: see SetVcpuCpuid in
+        vm_session.proto; ValueError for a number beyond 32 bits."""
+        self._open_page()
+        self._owner.set_cpuid(self.name, leaves)
+
     def stopped_page(self) -> Page:
         """The page, of which the VMM's half may be written now. NotStopped, NotStarted, Closed."""
         page = self._open_page()
@@ -221,7 +307,20 @@ class Vcpu:
             raise NotStopped(self.name)
         if self._told != self._log.position:
             self._tell_written()
+        self._staying = False
         self._running = True
+
+    def _leave_stay(self) -> bool:
+        """Run a vCPU that stays, although another thread serves it: False if it does not stay."""
+        with self._stay_lock:
+            if not self._staying:
+                return False
+            self._open_page()
+            try:
+                self.resume()
+            except ValueError as error:  # closed at this moment
+                raise Closed(self.name) from error
+            return True
 
     def _ask(self, request: Callable[[Waiter], int]) -> int:
         try:
@@ -247,11 +346,15 @@ class Vcpu:
             reply.renew()
         elif reply.answered:
             reply.renew_value()
-        return self.exit.take(sequence)
+        exit_ = self.exit.take(sequence)
+        if exit_.reason is _INVALID_STATE:
+            self._told = self._told_before
+        return exit_
 
     def _tell_written(self) -> None:
         if self.exit.reason is Reason.NONE:
             return  # the first run carries no reply: the second tells
+        self._told_before = self._told
         ranges, self._told = self._log.since(self._told)
         self.reply.written(ranges)
 

@@ -6,16 +6,19 @@ from __future__ import annotations
 import ctypes
 import mmap
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 
 from dataspace import vcpu_page as layout
-from dataspace.registers import SCALAR_INDEX, SEGMENT_INDEX, Segment
+from dataspace.registers import SCALAR_INDEX, SCALARS, SEGMENT_INDEX, SEGMENTS, Segment
 from dataspace.vcpu_page import EngineHalf, Reason
+from vmm_client.cpuid import CpuidLeaf
+from vmm_client.errors import Unsupported
 from vmm_client.page import Page
 from vmm_client.vcpu import Vcpu
 from vmm_client.written import WrittenLog
 
+NAME = "sessions/t/vcpus/0"
 ANSWER_SECONDS = 10.0
 FPU_SIZE = 1088
 SYS_FUTEX = 202  # x86-64
@@ -55,6 +58,8 @@ class Answer:
     written: list[tuple[int, int]] | None
     data: bytes
     charged: Values
+    breakpoints: list[int]
+    control: int
 
 
 Script = Generator[Record, Answer, None]
@@ -187,6 +192,8 @@ class ScriptedEngine:
             written=ranges,
             data=bytes(self._reply.u8[layout.DATA_AT : layout.DATA_AT + layout.DATA_BYTES]),
             charged=self._reply.registers(),
+            breakpoints=list(longs[layout.DEBUG_AT // 8 : layout.DEBUG_AT // 8 + 4]),
+            control=words[layout.DEBUG_AT // 4 + 8],
         )
 
     def _range(self, index: int) -> tuple[int, int]:
@@ -197,9 +204,25 @@ class ScriptedEngine:
 class Owner:
     """A session that lives until it is told otherwise."""
 
-    def __init__(self) -> None:
+    def __init__(self, *features: str) -> None:
         self.written_log = WrittenLog()
         self.ended: Exception | None = None
+        self.features = features
+        self.engine_registers = [*SCALARS, *SEGMENTS]
+        self.leaves: list[CpuidLeaf] = []
+
+    def require(self, *features: str) -> None:
+        for feature in features:
+            if feature not in self.features:
+                raise Unsupported("scripted", feature)
+
+    def cpuid(self, vcpu: str) -> list[CpuidLeaf]:
+        assert vcpu == NAME
+        return self.leaves
+
+    def set_cpuid(self, vcpu: str, leaves: Iterable[CpuidLeaf]) -> None:
+        assert vcpu == NAME
+        self.leaves = list(leaves)
 
     def check_alive(self) -> None:
         if self.ended:
@@ -208,4 +231,4 @@ class Owner:
 
 def vcpu_on(engine: ScriptedEngine, owner: Owner | None = None) -> Vcpu:
     """The library's vCPU on the page of a scripted engine."""
-    return Vcpu("sessions/t/vcpus/0", Page(engine.mapping), owner or Owner())
+    return Vcpu(NAME, Page(engine.mapping), owner or Owner())

@@ -234,6 +234,24 @@ def test_waiting_for_a_guest_that_gives_no_exit_ends_with_the_time() -> None:
         assert vcpu.running
 
 
+def test_ranges_of_a_refused_reply_are_told_again() -> None:
+    owner = Owner()
+    refused = Record(Reason.INVALID_STATE)
+    with answers_to(refused, Record(Reason.HLT), owner=owner) as (vcpu, answers):
+        exits = vcpu.exits()
+        next(exits)
+        owner.written_log.note(0x1000, 16)
+        next(exits)
+        owner.written_log.note(0x2000, 1)
+        next(exits)
+        next(exits)
+        assert [answer.written for answer in answers] == [
+            [(0x1000, 16)],
+            [(0x1000, 16), (0x2000, 1)],
+            [],
+        ]
+
+
 def test_requests_count_up_and_kick() -> None:
     def script() -> Script:
         yield Record(Reason.STARTUP)
