@@ -34,6 +34,9 @@ CODES: Final = {
     "INTERNAL": grpc.StatusCode.INTERNAL,
     "DENIED": grpc.StatusCode.PERMISSION_DENIED,
     "ADDRESS_MAP_FULL": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "UNSUPPORTED": grpc.StatusCode.FAILED_PRECONDITION,
+    "ALREADY_STARTED": grpc.StatusCode.FAILED_PRECONDITION,
+    "TAKEN_OVER": grpc.StatusCode.ABORTED,
 }
 
 

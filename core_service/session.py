@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from core_service.client import Client
     from core_service.dataspaces import Dataspace, Dataspaces
     from core_service.engine.process import EngineProcess
+    from core_service.engine.protocol import Exit
     from dataspace.attachments import Attachment
     from dataspace.quota import Account
 
@@ -130,11 +131,11 @@ class Session:
             raise not_found(f"{self.name}/vcpus/{index}")
         return vcpu
 
-    def _exit_arrived(self, index: int, half: bytes) -> None:
-        vcpu = self.vcpus.get(index)
+    def _exit_arrived(self, arrived: Exit) -> None:
+        vcpu = self.vcpus.get(arrived.index)
         if vcpu is None or vcpu.page:
-            raise MalformedPacketError(f"an exit of vCPU {index}, which has no stream")
-        vcpu.stream.publish(half)
+            raise MalformedPacketError(f"an exit of vCPU {arrived.index}, which has no stream")
+        vcpu.exits.publish(arrived)
 
     # -- memory
 
@@ -282,7 +283,7 @@ class Session:
     async def _close(self, cause: str) -> None:
         died = self.engine.died
         for vcpu in self.vcpus.values():
-            vcpu.stream.end(died or "")
+            vcpu.exits.end(died or "")
         await self.engine.stop()
         async with self._mutation:  # the one under way fails now, and cleans up after itself
             self._give_back(cause)

@@ -4,17 +4,14 @@ page transport; the engine keeps the vCPU's state, and answers whether it runs."
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from core_service.engine.protocol import MalformedPacketError
+from core_service.engine.protocol import Exit, MalformedPacketError
 from core_service.refusal import Refusal
-from dataspace.vcpu_page import EngineHalf, Injection, Reason
+from dataspace.vcpu_page import FPU_BYTES, FPU_SIZE_AT, EngineHalf
 
 if TYPE_CHECKING:
     from core_service.dataspaces import Dataspace
-
-REASONS: Final = frozenset(Reason)
-INJECTIONS: Final = frozenset(Injection)
 
 
 class Vcpu:
@@ -26,57 +23,91 @@ class Vcpu:
         self.index = index
         self.page = page
         self.wanted = (0, 0)
-        self.stream = ExitStream(name)
+        self.exits = Exits(name)
+
+    @property
+    def fpu_size(self) -> int:
+        """Bytes of the FPU area that its engine moves; 0 where there is none, or before STARTUP. A page
+        is its VMM's to write, too: what it makes of its own size hurts nobody else."""
+        if self.page is None:
+            return EngineHalf(self.exits.last.half).fpu_size if self.exits.last else 0
+        told = int.from_bytes(self.page.memory.read(FPU_SIZE_AT, 4), "little")
+        return min(told, FPU_BYTES)
 
 
-class ExitStream:
-    """The exits of a vCPU with the stream transport: the last one, and who waits for the next."""
+class Exits:
+    """The exits of a vCPU with the stream transport: the last one, whether the vCPU stands there, and
+    the stream that serves it."""
 
     def __init__(self, vcpu: str) -> None:
-        self._vcpu = vcpu
-        self._last: EngineHalf | None = None
-        self._sent = 0
-        self._moved = asyncio.Event()
-        self._ended: str | None = None
-        self._served = False
+        self.vcpu = vcpu
+        self.last: Exit | None = None
+        self.ended: str | None = None
+        self.served_by: ExitStream | None = None
+        self.moved = asyncio.Event()
+        self._due = 0
 
-    def publish(self, half: bytes) -> None:
-        """The engine sent an exit. Raises MalformedPacketError for one that there is not."""
-        arrived = EngineHalf(half)
-        if arrived.reason not in REASONS or arrived.injection not in INJECTIONS:
-            raise MalformedPacketError(
-                f"an exit with reason {arrived.reason}, injection result {arrived.injection}"
-            )
-        self._last = arrived
-        self._moved.set()
+    def run_asked(self) -> None:
+        """The engine is asked to run the vCPU: until it refuses, the vCPU has left its last exit."""
+        self._due += 1
+
+    def run_refused(self) -> None:
+        """It did not."""
+        self._due -= 1
+        self.moved.set()
+
+    def publish(self, arrived: Exit) -> None:
+        """The engine sent an exit. Raises MalformedPacketError for one that nobody ran for: an engine
+        that could exit at will would keep core busy."""
+        if not self._due:
+            raise MalformedPacketError(f"an exit of {self.vcpu}, which does not run")
+        self._due -= 1
+        self.last = arrived
+        self.moved.set()
 
     def end(self, why: str) -> None:
         """The session ends: so does whoever waits."""
-        self._ended = why
-        self._moved.set()
+        self.ended = why
+        self.moved.set()
 
-    def serve(self) -> None:
-        """A stream takes over: it sees the last exit first. Raises Refusal ALREADY_EXISTS."""
-        if self._served:
-            raise Refusal("ALREADY_EXISTS", f"another stream serves {self._vcpu}", name=self._vcpu)
-        self._served = True
-        self._sent = 0
+    def serve(self) -> ExitStream:
+        """A new stream takes over, and sees the exit at which the vCPU is stopped first."""
+        self.served_by = ExitStream(self)
+        self.moved.set()
+        return self.served_by
 
-    def leave(self) -> None:
-        """The stream is gone."""
-        self._served = False
+    @property
+    def standing(self) -> Exit | None:
+        """The exit at which the vCPU is stopped."""
+        return None if self._due else self.last
 
-    async def next(self) -> EngineHalf | None:
+
+class ExitStream:
+    """What one HandleExits call sees of a vCPU's exits, until another takes over."""
+
+    def __init__(self, exits: Exits) -> None:
+        self._exits = exits
+        self._sent: Exit | None = None
+
+    def must_serve(self) -> None:
+        """Raises Refusal TAKEN_OVER."""
+        if self._exits.served_by is not self:
+            name = self._exits.vcpu
+            raise Refusal("TAKEN_OVER", f"another stream serves {name} now", name=name)
+
+    async def next(self) -> Exit | None:
         """The next exit; None when the session ended in an orderly way.
 
-        Raises Refusal ENGINE_DIED.
+        Raises Refusal TAKEN_OVER, ENGINE_DIED.
         """
-        while self._ended is None:
-            if self._last and self._last.exit_seq != self._sent:
-                self._sent = self._last.exit_seq
-                return self._last
-            self._moved.clear()
-            await self._moved.wait()
-        if self._ended:
-            raise Refusal("ENGINE_DIED", self._ended, why=self._ended)
+        exits = self._exits
+        while exits.ended is None:
+            self.must_serve()
+            if exits.standing is not self._sent and exits.standing:
+                self._sent = exits.standing
+                return self._sent
+            exits.moved.clear()
+            await exits.moved.wait()
+        if exits.ended:
+            raise Refusal("ENGINE_DIED", exits.ended, why=exits.ended)
         return None

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 import signal
 import socket
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -16,19 +14,26 @@ import structlog
 
 from core_service.engine import protocol
 from core_service.engine.channel import Channel
+from core_service.engine.pending import Answer, Pending
 from core_service.engine.protocol import (
-    CHANNEL_FD,
     EXECUTABLE,
     WRITABLE,
+    Capability,
+    Cpuid,
+    CpuidLeaf,
     Exit,
     Hello,
     MalformedPacketError,
+    MsrRange,
     Response,
     Status,
     Transport,
     Type,
 )
+from core_service.engine.spawn import open_pidfd, spawn
+from core_service.engine.trust import check_exit, check_registers
 from core_service.refusal import Refusal
+from dataspace.vcpu_page import EngineHalf
 
 if TYPE_CHECKING:
     from dataspace.attachments import Attachment
@@ -47,7 +52,12 @@ REASONS: Final = {
     Status.KERNEL: "MEMORY_FAILURE",
     Status.UNSUPPORTED: "ENGINE_LIMIT",
     Status.BAD_MESSAGE: "INVALID_ARGUMENT",
+    Status.STARTED: "ALREADY_STARTED",
 }
+
+
+def nothing() -> None:
+    """Whom an engine's refusal does not concern."""
 
 
 class EngineFailedError(Exception):
@@ -65,16 +75,14 @@ class EngineProcess:
         self.name = name
         self.pid = pid
         self.died: str | None = None
-        self.on_exit: Callable[[int, bytes], None] = lambda index, half: None
+        self.on_exit: Callable[[Exit], None] = lambda arrived: None
         self.on_end: Callable[[str], None] = lambda why: None
         self.on_reaped: Callable[[], None] = lambda: None
         self._pidfd = pidfd
         self._stop_limit = stop_limit
         self._stopping = False
         self._last_word = ""
-        self._numbers = itertools.count(1)
-        self._requests: dict[int, asyncio.Future[bytes | Response]] = {}
-        self._exits_due: Counter[int] = Counter()
+        self._pending = Pending(self._unanswered)
         loop = asyncio.get_running_loop()
         self._greeting: asyncio.Future[Hello] = loop.create_future()
         self._reaped: asyncio.Future[None] = loop.create_future()
@@ -89,8 +97,8 @@ class EngineProcess:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
-                pid = _spawn(executable, environment, theirs.fileno())
-                pidfd = _open_pidfd(pid)
+                pid = spawn(executable, environment, theirs.fileno())
+                pidfd = open_pidfd(pid)
             except BaseException:
                 ours.close()
                 raise
@@ -128,14 +136,14 @@ class EngineProcess:
         """Create a vCPU, with a page for the page transport, without for the stream transport."""
         transport = Transport.STREAM if page is None else Transport.PAGE
         fd = None if page is None else page.open(writable=True)
-        await self._ask(
+        await self._demand(
             lambda number: protocol.vcpu_packet(Type.CREATE_VCPU, number, index, transport), fd
         )
 
     async def map(self, memory: Memory, attachment: Attachment) -> None:
         """Map a part of a dataspace into the guest."""
         flags = WRITABLE * attachment.writable | EXECUTABLE * attachment.executable
-        await self._ask(
+        await self._demand(
             lambda number: protocol.range_packet(
                 Type.MAP, number, attachment.gpa, attachment.size, attachment.offset, flags
             ),
@@ -155,48 +163,92 @@ class EngineProcess:
             "take note of written memory",
         )
 
-    async def run(self, index: int, exit_seq: int, half: bytes) -> None:
-        """Run a vCPU that is stopped at `exit_seq` (0: wherever), with a reply."""
-        self._exits_due[index] += 1
-        await self._ask(lambda number: protocol.run_packet(Type.RUN, number, index, exit_seq, half))
+    async def run(
+        self,
+        index: int,
+        exit_seq: int,
+        half: bytes,
+        fpu: bytes = b"",
+        refused: Callable[[], None] = nothing,
+    ) -> None:
+        """Run a vCPU that is stopped at `exit_seq` (0: wherever), with a reply. `refused` is called if
+        the engine does not, also when nobody waits for its answer any more."""
+        request = self._request(
+            Response,
+            lambda number: protocol.run_packet(Type.RUN, number, index, exit_seq, half, fpu),
+            refused=refused,
+        )
+        await self._success(request)
 
     async def pause(self, index: int) -> None:
         """Ask for EXIT_PAUSED."""
-        await self._ask(lambda number: protocol.vcpu_packet(Type.PAUSE, number, index))
+        await self._demand(lambda number: protocol.vcpu_packet(Type.PAUSE, number, index))
 
     async def window(self, index: int) -> None:
         """Ask for EXIT_WINDOW."""
-        await self._ask(lambda number: protocol.vcpu_packet(Type.WINDOW, number, index))
+        await self._demand(lambda number: protocol.vcpu_packet(Type.WINDOW, number, index))
 
-    async def get_state(self, index: int, wanted: bytes) -> bytes:
-        """The engine's half with the registers that the VMM's half `wanted` asks for."""
-        answer = await self._ask(
-            lambda number: protocol.run_packet(Type.GET_STATE, number, index, 0, wanted)
+    async def get_state(self, index: int, wanted: bytes) -> Exit:
+        """The registers that the VMM's half `wanted` asks for."""
+        return await self._ask(
+            Exit, lambda number: protocol.run_packet(Type.GET_STATE, number, index, 0, wanted)
         )
-        if isinstance(answer, Response):
-            self._end_of_trust("it answered a question for state with none")
-            raise self._death()
-        return answer
 
-    async def set_state(self, index: int, charged: bytes) -> None:
+    async def set_state(self, index: int, charged: bytes, fpu: bytes = b"") -> None:
         """Write the charged registers of a VMM's half."""
-        await self._ask(
-            lambda number: protocol.run_packet(Type.SET_STATE, number, index, 0, charged)
+        await self._demand(
+            lambda number: protocol.run_packet(Type.SET_STATE, number, index, 0, charged, fpu)
         )
 
-    async def _ask(self, packet: Callable[[int], bytes], fd: int | None = None) -> bytes | Response:
+    async def get_cpuid(self, index: int) -> tuple[CpuidLeaf, ...]:
+        """What CPUID answers on a stopped vCPU."""
+        answer = await self._ask(
+            Cpuid, lambda number: protocol.vcpu_packet(Type.GET_CPUID, number, index)
+        )
+        return answer.leaves
+
+    async def set_cpuid(self, index: int, leaves: Sequence[CpuidLeaf]) -> None:
+        """Set what CPUID answers on a vCPU that never ran."""
+        await self._demand(lambda number: protocol.cpuid_packet(number, index, leaves))
+
+    async def set_msr_filter(self, ranges: Sequence[MsrRange]) -> None:
+        """Name the MSRs whose accesses exit."""
+        await self._demand(lambda number: protocol.msr_filter_packet(number, ranges))
+
+    def must_have(self, capability: Capability) -> None:
+        """Raises Refusal UNSUPPORTED."""
+        if capability not in self.hello.capabilities:
+            feature = str(capability.name).lower()
+            raise Refusal(
+                "UNSUPPORTED",
+                f"engine {self.name} has no {feature}",
+                engine=self.name,
+                feature=feature,
+            )
+
+    async def _demand(self, packet: Callable[[int], bytes], fd: int | None = None) -> None:
+        await self._success(self._request(Response, packet, fd))
+
+    async def _ask(self, kind: type[Answer], packet: Callable[[int], bytes]) -> Answer:
+        return await self._success(self._request(kind, packet))
+
+    def _request(
+        self,
+        kind: type[Answer],
+        packet: Callable[[int], bytes],
+        fd: int | None = None,
+        refused: Callable[[], None] = nothing,
+    ) -> asyncio.Future[Answer]:
         if not self.running or self._stopping or self.died:
             if fd is not None:
                 os.close(fd)
             raise self._death()
-        number = next(self._numbers) & 0xFFFFFFFF or next(self._numbers) & 0xFFFFFFFF
-        answer: asyncio.Future[bytes | Response] = asyncio.get_running_loop().create_future()
-        self._requests[number] = answer
-        # both outlive a caller that is cancelled: the engine owes the answer all the same
-        limit = asyncio.get_running_loop().call_later(ANSWER_LIMIT, self._unanswered)
-        answer.add_done_callback(lambda _: limit.cancel())
+        number, answer = self._pending.add(kind, refused, ANSWER_LIMIT)
         self._channel.send(packet(number), fd)
-        result = await asyncio.shield(answer)
+        return answer
+
+    async def _success(self, request: asyncio.Future[Answer]) -> Answer:
+        result = await asyncio.shield(request)
         if isinstance(result, Response) and result.status != Status.OK:
             raise self._refusal(result)
         return result
@@ -204,7 +256,7 @@ class EngineProcess:
     async def _insist(self, packet: Callable[[int], bytes], deed: str) -> None:
         """Ask for what an engine that works never refuses; one that does is ended."""
         try:
-            await self._ask(packet)
+            await self._demand(packet)
         except Refusal as refusal:
             if refusal.reason == "ENGINE_DIED":
                 raise
@@ -233,32 +285,30 @@ class EngineProcess:
 
     def _take(self, packet: bytes) -> None:
         kind, number = protocol.header(packet)
-        if kind == Type.EXIT:
-            self._take_exit(protocol.parse_exit(packet))
-        elif kind == Type.RESPONSE:
-            self._answer(number, protocol.parse_response(packet))
-        elif kind == Type.STATE:
-            self._answer(number, protocol.parse_exit(packet).half)
+        if kind == Type.HELLO and not self._greeting.done():
+            self._greeting.set_result(protocol.parse_hello(packet))
         elif kind == Type.FAILED and not self._last_word:
             self._last_word = protocol.parse_response(packet).text or "it failed"
-        elif kind == Type.HELLO and not self._greeting.done():
-            self._greeting.set_result(protocol.parse_hello(packet))
+        elif kind == Type.RESPONSE:
+            self._pending.answer(number, protocol.parse_response(packet))
+        elif kind in {Type.EXIT, Type.STATE, Type.CPUID} and self._greeting.done():
+            self._take_vcpu(Type(kind), number, packet)
         else:
             raise MalformedPacketError(f"type {kind}")
 
-    def _take_exit(self, arrived: Exit) -> None:
-        """A vCPU exits once for each run: an engine that could exit at will would keep core busy."""
-        if not self._exits_due[arrived.index]:
-            raise MalformedPacketError(f"an exit of vCPU {arrived.index}, which does not run")
-        self._exits_due[arrived.index] -= 1
-        self.on_exit(arrived.index, arrived.half)
-
-    def _answer(self, number: int, answer: bytes | Response) -> None:
-        waiting = self._requests.pop(number, None)
-        if waiting is None:
-            raise MalformedPacketError(f"an answer to request {number}, which nobody made")
-        if not waiting.done():
-            waiting.set_result(answer)
+    def _take_vcpu(self, kind: Type, number: int, packet: bytes) -> None:
+        """What it tells of a vCPU must fit what it told of itself."""
+        hello = self._greeting.result()
+        if kind == Type.CPUID:
+            self._pending.answer(number, protocol.parse_cpuid(packet))
+            return
+        told = protocol.parse_exit(packet)
+        if kind == Type.STATE:
+            check_registers(hello, EngineHalf(told.half))
+            self._pending.answer(number, told)
+        else:
+            check_exit(hello, EngineHalf(told.half))
+            self.on_exit(told)
 
     # -- the end
 
@@ -294,38 +344,9 @@ class EngineProcess:
             self.on_end(self.died or "")
 
     def _fail_requests(self, why: str) -> None:
-        for answer in self._requests.values():
-            if not answer.done():
-                answer.set_exception(Refusal("ENGINE_DIED", f"engine {self.name}: {why}", why=why))
-                answer.exception()  # seen, also when its caller was cancelled
-        self._requests.clear()
-
-
-def _spawn(executable: Path, environment: dict[str, str], channel: int) -> int:
-    """A session of its own, so that a terminal's signals do not reach it; what it prints goes to core's
-    log."""
-    return os.posix_spawn(
-        executable,
-        [executable.name],
-        environment,
-        file_actions=[
-            (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_DUP2, 2, 1),
-            (os.POSIX_SPAWN_DUP2, channel, CHANNEL_FD),
-        ],
-        setsid=True,
-        setsigmask=[],
-        setsigdef=[signal.SIGPIPE, signal.SIGINT, signal.SIGTERM],
-    )
-
-
-def _open_pidfd(pid: int) -> int:
-    try:
-        return os.pidfd_open(pid)
-    except OSError:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        raise
+        self._pending.fail(
+            lambda: Refusal("ENGINE_DIED", f"engine {self.name}: {why}", why=why),
+        )
 
 
 def _describe(status: int) -> str:

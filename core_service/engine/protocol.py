@@ -1,16 +1,26 @@
 """The Python view of the channel between core and an engine, `native/channel.h`. Pure: no I/O.
 
-The 2048-byte halves of vCPU pages pass through as bytes; `dataspace.vcpu_page` reads and writes them.
+The 2048-byte halves of vCPU pages are read and written by `dataspace.vcpu_page`.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Final
 
-from dataspace.vcpu_page import ABI, FPU_BYTES, HALF_BYTES
+from dataspace.vcpu_page import (
+    ABI,
+    ALL_SCALARS,
+    ALL_SEGMENTS,
+    FPU_BIT,
+    FPU_BYTES,
+    HALF_BYTES,
+    EngineHalf,
+    Reason,
+)
 
 CHANNEL_FD: Final = 3
 VERSION: Final = 2
@@ -89,6 +99,9 @@ class Transport(IntEnum):
 
 WRITABLE: Final = 0x1
 EXECUTABLE: Final = 0x2
+SUBLEAF: Final = 0x1
+FILTER_READ: Final = 0x1
+FILTER_WRITE: Final = 0x2
 
 HEADER: Final = struct.Struct("<II")
 HELLO: Final = struct.Struct("<IIII16sIIII2QQ")
@@ -97,6 +110,14 @@ VCPU: Final = struct.Struct("<IIII")
 RANGE: Final = struct.Struct("<IIQQQII")
 RUN: Final = struct.Struct(f"<IIII{HALF_BYTES}s")
 EXIT: Final = struct.Struct(f"<IIII{HALF_BYTES}s")
+LEAF: Final = struct.Struct("<IIIIIIII")
+CPUID: Final = struct.Struct(f"<IIII{CPUID_LEAVES * LEAF.size}s")
+RANGE_OF_MSRS: Final = struct.Struct("<IIII")
+MSR_FILTER: Final = struct.Struct(f"<IIII{MSR_RANGES * RANGE_OF_MSRS.size}s")
+
+KNOWN_CAPABILITIES: Final = sum(Capability)
+KNOWN_REASONS: Final = sum(1 << reason for reason in Reason)
+KNOWN_SEGMENTS: Final = ALL_SEGMENTS | 1 << FPU_BIT
 
 
 class MalformedPacketError(Exception):
@@ -138,10 +159,43 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """An exit, or the state that was asked for: a vCPU and the engine's half of its page."""
+    """An exit, or the state that was asked for: a vCPU, the engine's half of its page, and the FPU area
+    where it is valid, else nothing."""
 
     index: int
     half: bytes
+    fpu: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CpuidLeaf:
+    """`struct cpuid_leaf`: what CPUID answers for EAX = `function`, and ECX = `index` where the leaf has
+    sub-leaves."""
+
+    function: int
+    index: int | None
+    eax: int
+    ebx: int
+    ecx: int
+    edx: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cpuid:
+    """The CPUID table of a vCPU."""
+
+    index: int
+    leaves: tuple[CpuidLeaf, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MsrRange:
+    """`struct msr_range`: MSRs whose reads or writes exit."""
+
+    first: int
+    count: int
+    read: bool
+    write: bool
 
 
 def header(packet: bytes) -> tuple[int, int]:
@@ -167,6 +221,14 @@ def parse_hello(packet: bytes) -> Hello:
         raise MalformedPacketError(
             f"hello with version {version!r}, page ABI {abi!r}, {vcpus!r} vCPUs, {bits!r} bits"
         )
+    for what, claimed, defined in (
+        ("capabilities", capabilities, KNOWN_CAPABILITIES),
+        ("registers", scalars, ALL_SCALARS),
+        ("segments", segments, KNOWN_SEGMENTS),
+        ("exit reasons", reasons, KNOWN_REASONS),
+    ):
+        if unknown := int(claimed) & ~defined:
+            raise MalformedPacketError(f"hello with unknown {what}: {unknown:#x}")
     return Hello(
         int(version),
         int(abi),
@@ -189,9 +251,31 @@ def parse_response(packet: bytes) -> Response:
 
 
 def parse_exit(packet: bytes) -> Exit:
-    """Raises MalformedPacketError."""
-    _, _, index, _, half = _unpack(EXIT, packet)
-    return Exit(int(index), bytes(half))
+    """EXIT and STATE. Raises MalformedPacketError."""
+    _, _, index, _, half = _unpack(EXIT, packet[: EXIT.size])
+    fpu = packet[EXIT.size :]
+    belongs = FPU_BYTES * (EngineHalf(bytes(half)).masks[1] >> FPU_BIT & 1)
+    if len(fpu) != belongs:
+        raise MalformedPacketError(
+            f"{len(packet)} bytes where {EXIT.size} and {belongs} of the FPU belong"
+        )
+    return Exit(int(index), bytes(half), fpu)
+
+
+def parse_cpuid(packet: bytes) -> Cpuid:
+    """CPUID. Raises MalformedPacketError, also for more leaves than there is room for."""
+    _, _, index, count, table = _unpack(CPUID, packet)
+    if int(count) > CPUID_LEAVES:
+        raise MalformedPacketError(f"{count!r} CPUID leaves, {CPUID_LEAVES} at most")
+    leaves = LEAF.iter_unpack(bytes(table)[: int(count) * LEAF.size])
+    return Cpuid(int(index), tuple(_leaf(*leaf) for leaf in leaves))
+
+
+def _leaf(function: int, index: int, flags: int, *registers: int) -> CpuidLeaf:
+    if flags & ~SUBLEAF:
+        raise MalformedPacketError(f"CPUID leaf {function:#x} with flags {flags:#x}")
+    eax, ebx, ecx, edx, _ = registers
+    return CpuidLeaf(function, index if flags else None, eax, ebx, ecx, edx)
 
 
 def _text(raw: bytes) -> str:
@@ -200,7 +284,7 @@ def _text(raw: bytes) -> str:
 
 
 def vcpu_packet(kind: Type, request: int, index: int, transport: int = 0) -> bytes:
-    """CREATE_VCPU, PAUSE, WINDOW."""
+    """CREATE_VCPU, PAUSE, WINDOW, GET_CPUID."""
     return VCPU.pack(kind, request, index, transport)
 
 
@@ -211,6 +295,31 @@ def range_packet(  # noqa: PLR0913, PLR0917 - the fields of the packet
     return RANGE.pack(kind, request, gpa, size, offset, flags, 0)
 
 
-def run_packet(kind: Type, request: int, index: int, exit_seq: int, half: bytes) -> bytes:
-    """RUN, GET_STATE, SET_STATE with the VMM's half."""
-    return RUN.pack(kind, request, index, exit_seq, half)
+def run_packet(  # noqa: PLR0913, PLR0917 - the fields of the packet
+    kind: Type, request: int, index: int, exit_seq: int, half: bytes, fpu: bytes = b""
+) -> bytes:
+    """RUN, GET_STATE, SET_STATE with the VMM's half; `fpu`, FPU_BYTES, where the half charges it."""
+    return RUN.pack(kind, request, index, exit_seq, half) + fpu
+
+
+def cpuid_packet(request: int, index: int, leaves: Sequence[CpuidLeaf]) -> bytes:
+    """SET_CPUID; at most CPUID_LEAVES."""
+    table = b"".join(_packed(leaf) for leaf in leaves)
+    return CPUID.pack(Type.SET_CPUID, request, index, len(leaves), table)
+
+
+def _packed(leaf: CpuidLeaf) -> bytes:
+    flags = SUBLEAF * (leaf.index is not None)
+    registers = (leaf.eax, leaf.ebx, leaf.ecx, leaf.edx)
+    return LEAF.pack(leaf.function, leaf.index or 0, flags, *registers, 0)
+
+
+def msr_filter_packet(request: int, ranges: Sequence[MsrRange]) -> bytes:
+    """SET_MSR_FILTER; at most MSR_RANGES."""
+    table = b"".join(
+        RANGE_OF_MSRS.pack(
+            msrs.first, msrs.count, FILTER_READ * msrs.read | FILTER_WRITE * msrs.write, 0
+        )
+        for msrs in ranges
+    )
+    return MSR_FILTER.pack(Type.SET_MSR_FILTER, request, len(ranges), 0, table)

@@ -7,10 +7,13 @@ from typing import Final
 
 from vmsession.v1 import vcpu_pb2
 
+from core_service.engine.protocol import Exit
 from core_service.refusal import invalid
+from core_service.rpc.breakpoints import debug_control
 from dataspace.registers import SCALAR_INDEX, SEGMENTS, Segment
 from dataspace.vcpu_page import (
     DATA_BYTES,
+    FPU_BYTES,
     HALF_BYTES,
     EngineHalf,
     ExitFlag,
@@ -21,7 +24,8 @@ from dataspace.vcpu_page import (
     mask,
 )
 
-WORD: Final = 1 << 64
+REGISTERS: Final = frozenset((*SCALAR_INDEX, *SEGMENTS, "fpu"))
+VALUES: Final = frozenset((Reason.MSR, Reason.TPR))  # exits whose data is one value of 8 bytes
 
 INJECTIONS: Final = {
     vcpu_pb2.INJECTION_TYPE_INTERRUPT: InjectType.INTERRUPT,
@@ -30,8 +34,9 @@ INJECTIONS: Final = {
 }
 
 
-def exit_message(half: EngineHalf) -> vcpu_pb2.Exit:
-    """The exit that stands in an engine's half."""
+def exit_message(arrived: Exit) -> vcpu_pb2.Exit:
+    """The exit that an engine sent."""
+    half = EngineHalf(arrived.half)
     flags = ExitFlag(half.flags)
     return vcpu_pb2.Exit(
         sequence=half.exit_seq,
@@ -43,35 +48,41 @@ def exit_message(half: EngineHalf) -> vcpu_pb2.Exit:
         data=b"" if ExitFlag.READ in flags else _written_by_guest(half),
         mid_instruction=ExitFlag.MID_INSTRUCTION in flags,
         interruptible=ExitFlag.INTERRUPTIBLE in flags,
+        interrupt_flag=ExitFlag.IF in flags,
+        nmi_open=ExitFlag.NMI_OPEN in flags,
         fetch=ExitFlag.FETCH in flags,
         write_protected=ExitFlag.WRITE_PROTECTED in flags,
         ip=half.ip,
+        ip_valid=ExitFlag.IP_VALID in flags,
         instruction_length=half.instruction_length,
         injection=vcpu_pb2.InjectionResult.ValueType(half.injection),
         detail=half.detail,
         instruction_bytes=half.instruction_bytes,
-        state=state_message(half),
+        state=state_message(arrived),
         pause_acknowledged=half.pause_ack,
     )
 
 
 def _written_by_guest(half: EngineHalf) -> bytes:
-    return half.data if half.reason != Reason.MSR else half.value.to_bytes(8, "little")
+    return half.value.to_bytes(8, "little") if half.reason in VALUES else half.data
 
 
-def state_message(half: EngineHalf) -> vcpu_pb2.VcpuState:
-    """The registers that are valid in an engine's half."""
+def state_message(told: Exit) -> vcpu_pb2.VcpuState:
+    """The registers that an engine delivered."""
+    half = EngineHalf(told.half)
     state = vcpu_pb2.VcpuState()
     for name, value in half.registers().items():
         if isinstance(value, Segment):
             getattr(state, name).CopyFrom(vcpu_pb2.Segment(**value._asdict()))
         else:
             setattr(state, name, value)
+    if told.fpu:
+        state.fpu = told.fpu[: half.fpu_size]
     return state
 
 
 def reply_half(reply: vcpu_pb2.Reply, wanted: tuple[int, int]) -> bytes:
-    """A VMM's half with a reply. Raises Refusal INVALID_ARGUMENT."""
+    """A VMM's half with a reply; its FPU area is `fpu_area`. Raises Refusal INVALID_ARGUMENT."""
     half = VmmHalf(bytearray(HALF_BYTES))
     half.set_flags(_flags(reply))
     if len(reply.data) > DATA_BYTES:
@@ -81,6 +92,10 @@ def reply_half(reply: vcpu_pb2.Reply, wanted: tuple[int, int]) -> bytes:
     half.written((written.gpa, written.size) for written in reply.written)
     if reply.HasField("injection"):
         _inject(half, reply.injection)
+    if reply.HasField("breakpoints"):
+        breakpoints = reply.breakpoints.breakpoints
+        control = debug_control(breakpoints)
+        half.set_breakpoints((breakpoint_.address for breakpoint_ in breakpoints), control)
     charge(half, reply.state)
     return bytes(half.u8)
 
@@ -91,6 +106,9 @@ def _flags(reply: vcpu_pb2.Reply) -> ReplyFlag:
         | ReplyFlag.FETCH * reply.fetch
         | ReplyFlag.FAULT * reply.fault
         | ReplyFlag.WITHDRAW_WINDOW * reply.withdraw_window
+        | ReplyFlag.STEP * reply.step
+        | ReplyFlag.NMI_WINDOW * reply.nmi_window
+        | ReplyFlag.BREAKPOINTS * reply.HasField("breakpoints")
     )
 
 
@@ -108,7 +126,9 @@ def charge(half: VmmHalf, state: vcpu_pb2.VcpuState) -> None:
     """Charge the registers that are present. Raises Refusal INVALID_ARGUMENT."""
     for field, value in state.ListFields():
         name = field.name
-        if name in SCALAR_INDEX:
+        if name == "fpu":
+            half.charge_fpu()
+        elif name in SCALAR_INDEX:
             half.charge(name, value)
         else:
             half.charge(name, _segment(name, value))
@@ -121,6 +141,18 @@ def _segment(name: str, value: vcpu_pb2.Segment) -> Segment:
     return Segment(value.selector, value.attributes, value.limit, value.base)
 
 
+def fpu_area(state: vcpu_pb2.VcpuState, size: int) -> bytes:
+    """The FPU area that follows a half that charges it, else nothing. `size` is the engine's.
+
+    Raises Refusal INVALID_ARGUMENT.
+    """
+    if not state.HasField("fpu"):
+        return b""
+    if len(state.fpu) != size:
+        raise invalid("fpu", f"{len(state.fpu)} bytes", f"the engine's {size} bytes")
+    return state.fpu.ljust(FPU_BYTES, b"\0")
+
+
 def wanted_mask(wanted: Sequence[str]) -> tuple[int, int]:
     """The mask of register names; `none` is the empty one. Raises Refusal INVALID_ARGUMENT."""
     if list(wanted) == ["none"]:
@@ -131,6 +163,6 @@ def wanted_mask(wanted: Sequence[str]) -> tuple[int, int]:
 def _checked_mask(wanted: Iterable[str]) -> tuple[int, int]:
     names = list(wanted)
     for name in names:
-        if name not in SCALAR_INDEX and name not in SEGMENTS:
-            raise invalid("wanted", name, "the name of a register, as in `rax` or `cs`")
+        if name not in REGISTERS:
+            raise invalid("wanted", name, "the name of a register, as in `rax`, `cs` or `fpu`")
     return mask(names)

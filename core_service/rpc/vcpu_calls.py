@@ -8,23 +8,48 @@ from typing import TYPE_CHECKING, Any
 
 from vmsession.v1 import vm_session_pb2 as pb
 
+from core_service.engine.protocol import Capability, Exit
 from core_service.refusal import Refusal, invalid
-from core_service.rpc.exits import charge, exit_message, reply_half, state_message, wanted_mask
-from dataspace.registers import SCALARS, SEGMENTS
+from core_service.rpc.cpuid import cpuid_table, leaf_messages
+from core_service.rpc.exits import (
+    REGISTERS,
+    charge,
+    exit_message,
+    fpu_area,
+    reply_half,
+    state_message,
+    wanted_mask,
+)
 from dataspace.vcpu_page import HALF_BYTES, EngineHalf, VmmHalf
 
 if TYPE_CHECKING:
+    from vmsession.v1 import vcpu_pb2
+
     from core_service.session import Session
-    from core_service.vcpu import Vcpu
+    from core_service.vcpu import ExitStream, Vcpu
 
 
 async def run(session: Session, vcpu: Vcpu, request: pb.RunRequest) -> None:
-    """Run a stopped vCPU. Raises Refusal NOT_STOPPED, INVALID_ARGUMENT."""
+    """Run a stopped vCPU. Raises Refusal NOT_STOPPED, UNSUPPORTED, INVALID_ARGUMENT."""
     reply = request.reply
     if reply.wanted:
         vcpu.wanted = wanted_mask(reply.wanted)
     half = reply_half(reply, vcpu.wanted)
-    await session.engine.run(vcpu.index, reply.sequence, half)
+    fpu = _fpu(session, vcpu, reply.state)
+    vcpu.exits.run_asked()
+    await session.engine.run(vcpu.index, reply.sequence, half, fpu, vcpu.exits.run_refused)
+
+
+def _fpu(session: Session, vcpu: Vcpu, state: vcpu_pb2.VcpuState) -> bytes:
+    """The FPU area that is charged. Raises Refusal UNSUPPORTED, NOT_STOPPED, INVALID_ARGUMENT."""
+    if not state.HasField("fpu"):
+        return b""
+    session.engine.must_have(Capability.FPU)
+    if not vcpu.fpu_size:
+        raise Refusal(
+            "NOT_STOPPED", f"{vcpu.name} never ran: STARTUP tells the size of its FPU area"
+        )
+    return fpu_area(state, vcpu.fpu_size)
 
 
 async def get_state(
@@ -32,16 +57,31 @@ async def get_state(
 ) -> pb.GetVcpuStateResponse:
     """Read registers. Raises Refusal NOT_STOPPED, MID_INSTRUCTION, INVALID_ARGUMENT."""
     wanted = VmmHalf(bytearray(HALF_BYTES))
-    wanted.want(*wanted_mask(request.wanted or (*SCALARS, *SEGMENTS)))
-    half = EngineHalf(await session.engine.get_state(vcpu.index, bytes(wanted.u8)))
-    return pb.GetVcpuStateResponse(state=state_message(half), sequence=half.exit_seq)
+    wanted.want(*wanted_mask(request.wanted or sorted(REGISTERS)))
+    told = await session.engine.get_state(vcpu.index, bytes(wanted.u8))
+    sequence = EngineHalf(told.half).exit_seq
+    return pb.GetVcpuStateResponse(state=state_message(told), sequence=sequence)
 
 
 async def update_state(session: Session, vcpu: Vcpu, request: pb.UpdateVcpuStateRequest) -> None:
-    """Write registers. Raises Refusal NOT_STOPPED, MID_INSTRUCTION, INVALID_ARGUMENT."""
+    """Write registers. Raises Refusal NOT_STOPPED, MID_INSTRUCTION, UNSUPPORTED, INVALID_ARGUMENT."""
     charged = VmmHalf(bytearray(HALF_BYTES))
     charge(charged, request.state)
-    await session.engine.set_state(vcpu.index, bytes(charged.u8))
+    fpu = _fpu(session, vcpu, request.state)
+    await session.engine.set_state(vcpu.index, bytes(charged.u8), fpu)
+
+
+async def get_cpuid(session: Session, vcpu: Vcpu) -> pb.GetVcpuCpuidResponse:
+    """Read the CPUID table. Raises Refusal NOT_STOPPED, UNSUPPORTED."""
+    session.engine.must_have(Capability.CPUID)
+    leaves = leaf_messages(await session.engine.get_cpuid(vcpu.index))
+    return pb.GetVcpuCpuidResponse(leaves=leaves)
+
+
+async def set_cpuid(session: Session, vcpu: Vcpu, request: pb.SetVcpuCpuidRequest) -> None:
+    """Set the CPUID table. Raises Refusal ALREADY_STARTED, UNSUPPORTED, INVALID_ARGUMENT."""
+    session.engine.must_have(Capability.CPUID)
+    await session.engine.set_cpuid(vcpu.index, cpuid_table(request.leaves))
 
 
 async def handle_exits(
@@ -50,15 +90,14 @@ async def handle_exits(
     """Exits out, replies in, each as it comes. A refused reply ends the stream."""
     if vcpu.page:
         raise Refusal("WRONG_TRANSPORT", f"{vcpu.name} has a page: it is served there")
-    vcpu.stream.serve()
-    replies = asyncio.ensure_future(_take_replies(session, vcpu, requests))
+    stream = vcpu.exits.serve()
+    replies = asyncio.ensure_future(_take_replies(session, vcpu, stream, requests))
     replies.add_done_callback(_seen)
     try:
-        while (half := await _next_exit(vcpu, replies)) is not None:
-            yield pb.HandleExitsResponse(exit=exit_message(half))
+        while (arrived := await _next_exit(stream, replies)) is not None:
+            yield pb.HandleExitsResponse(exit=exit_message(arrived))
     finally:
         replies.cancel()
-        vcpu.stream.leave()
 
 
 def _seen(replies: asyncio.Future[None]) -> None:
@@ -67,9 +106,9 @@ def _seen(replies: asyncio.Future[None]) -> None:
         replies.exception()
 
 
-async def _next_exit(vcpu: Vcpu, replies: asyncio.Future[None]) -> EngineHalf | None:
+async def _next_exit(stream: ExitStream, replies: asyncio.Future[None]) -> Exit | None:
     """The next exit; None when the session or the client's side ended. Raises what a reply did."""
-    following = asyncio.ensure_future(vcpu.stream.next())
+    following = asyncio.ensure_future(stream.next())
     try:
         both: set[asyncio.Future[Any]] = {following, replies}
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
@@ -82,9 +121,13 @@ async def _next_exit(vcpu: Vcpu, replies: asyncio.Future[None]) -> EngineHalf | 
 
 
 async def _take_replies(
-    session: Session, vcpu: Vcpu, requests: AsyncIterator[pb.HandleExitsRequest]
+    session: Session,
+    vcpu: Vcpu,
+    stream: ExitStream,
+    requests: AsyncIterator[pb.HandleExitsRequest],
 ) -> None:
     async for request in requests:
         if request.WhichOneof("message") != "reply":
             raise invalid("message", request.WhichOneof("message"), "a reply")
+        stream.must_serve()
         await run(session, vcpu, pb.RunRequest(vcpu=vcpu.name, reply=request.reply))

@@ -10,8 +10,10 @@ import grpc.aio
 from vmsession.v1 import vm_session_pb2 as pb
 from vmsession.v1 import vm_session_pb2_grpc
 
+from core_service.engine.protocol import Capability
 from core_service.refusal import invalid
 from core_service.rpc import convert, vcpu_calls
+from core_service.rpc.msr_filter import msr_ranges
 from core_service.rpc.paging import page
 from core_service.rpc.sight import sees
 from dataspace.vcpu_page import ABI
@@ -168,6 +170,25 @@ class VmSessionServicer(vm_session_pb2_grpc.VmSessionServiceServicer):
         session = self._session(context, request.session)
         vcpus = sorted(session.vcpus.values(), key=lambda vcpu: vcpu.index)
         return pb.ListVcpusResponse(vcpus=[convert.vcpu(vcpu) for vcpu in vcpus])
+
+    async def GetVcpuCpuid(
+        self, request: pb.GetVcpuCpuidRequest, context: Context
+    ) -> pb.GetVcpuCpuidResponse:
+        return await vcpu_calls.get_cpuid(*self._vcpu(context, request.vcpu))
+
+    async def SetVcpuCpuid(
+        self, request: pb.SetVcpuCpuidRequest, context: Context
+    ) -> pb.SetVcpuCpuidResponse:
+        await vcpu_calls.set_cpuid(*self._vcpu(context, request.vcpu), request)
+        return pb.SetVcpuCpuidResponse()
+
+    async def SetMsrFilter(
+        self, request: pb.SetMsrFilterRequest, context: Context
+    ) -> pb.SetMsrFilterResponse:
+        session = self._session(context, request.session)
+        session.engine.must_have(Capability.MSR_FILTER)
+        await session.engine.set_msr_filter(msr_ranges(request.ranges))
+        return pb.SetMsrFilterResponse()
 
     async def Run(self, request: pb.RunRequest, context: Context) -> pb.RunResponse:
         await vcpu_calls.run(*self._vcpu(context, request.vcpu), request)

@@ -8,10 +8,47 @@ from collections.abc import Iterator
 import grpc
 from vmsession.v1 import dataspace_pb2, vcpu_pb2, vm_session_pb2
 
-from tests.integration.running_core import Stubs
+from tests.integration.running_core import Stubs, cancel
 
 REAL_MODE_CODE = vcpu_pb2.Segment(selector=0, base=0, limit=0xFFFF, attributes=0x9B)
 ORIGIN = 0x1000
+
+
+class Stream:
+    """One HandleExits call."""
+
+    def __init__(self, stubs: Stubs, vcpu: str) -> None:
+        self._requests: queue.Queue[vm_session_pb2.HandleExitsRequest | None] = queue.Queue()
+        self._responses = stubs.vm.HandleExits(self._outgoing(), timeout=20)
+        self._requests.put(vm_session_pb2.HandleExitsRequest(open=vcpu))
+
+    def _outgoing(self) -> Iterator[vm_session_pb2.HandleExitsRequest]:
+        while (request := self._requests.get()) is not None:
+            yield request
+
+    def reply(self, reply: vcpu_pb2.Reply) -> None:
+        """Run the vCPU."""
+        self._requests.put(vm_session_pb2.HandleExitsRequest(reply=reply))
+
+    def next(self) -> vcpu_pb2.Exit:
+        """The next exit."""
+        response: vm_session_pb2.HandleExitsResponse = next(iter(self._responses))
+        return response.exit
+
+    def cancel(self) -> None:
+        """End it as a client does that is not interested any more."""
+        cancel(self._responses)
+        self._requests.put(None)
+
+    def end(self) -> grpc.StatusCode:
+        """Close our side; the status that the stream ends with."""
+        self._requests.put(None)
+        try:
+            for _ in self._responses:
+                pass
+        except grpc.RpcError as error:
+            return error.code()
+        return grpc.StatusCode.OK
 
 
 class StreamVmm:
@@ -34,13 +71,7 @@ class StreamVmm:
                 session=self.session, transport=vm_session_pb2.TRANSPORT_STREAM
             )
         ).vcpu.name
-        self._requests: queue.Queue[vm_session_pb2.HandleExitsRequest | None] = queue.Queue()
-        self._responses = iter(stubs.vm.HandleExits(self._outgoing(), timeout=20))
-        self._requests.put(vm_session_pb2.HandleExitsRequest(open=self.vcpu))
-
-    def _outgoing(self) -> Iterator[vm_session_pb2.HandleExitsRequest]:
-        while (request := self._requests.get()) is not None:
-            yield request
+        self.stream = Stream(stubs, self.vcpu)
 
     def write(self, offset: int, data: bytes) -> None:
         """Write guest memory through core."""
@@ -50,12 +81,11 @@ class StreamVmm:
 
     def reply(self, reply: vcpu_pb2.Reply) -> None:
         """Run the vCPU."""
-        self._requests.put(vm_session_pb2.HandleExitsRequest(reply=reply))
+        self.stream.reply(reply)
 
     def next(self) -> vcpu_pb2.Exit:
         """The next exit."""
-        response: vm_session_pb2.HandleExitsResponse = next(self._responses)
-        return response.exit
+        return self.stream.next()
 
     def start(self) -> None:
         """From STARTUP into the guest, in real mode."""
@@ -68,10 +98,4 @@ class StreamVmm:
 
     def end_stream(self) -> grpc.StatusCode:
         """Close our side; the status that the stream ends with."""
-        self._requests.put(None)
-        try:
-            for _ in self._responses:
-                pass
-        except grpc.RpcError as error:
-            return error.code()
-        return grpc.StatusCode.OK
+        return self.stream.end()

@@ -181,7 +181,7 @@ def test_session_quota(stubs: Stubs, dataspace: str) -> None:
     [
         ({"transport": vm_session_pb2.TRANSPORT_UNSPECIFIED}, "INVALID_ARGUMENT"),
         ({"transport": 77}, "INVALID_ARGUMENT"),
-        ({"transport": vm_session_pb2.TRANSPORT_PAGE, "page_abi": 2}, "INVALID_ARGUMENT"),
+        ({"transport": vm_session_pb2.TRANSPORT_PAGE, "page_abi": 1}, "INVALID_ARGUMENT"),
         ({"transport": vm_session_pb2.TRANSPORT_STREAM, "index": 64}, "ENGINE_LIMIT"),
         ({"transport": vm_session_pb2.TRANSPORT_STREAM, "index": 0xFFFFFFFF}, "ENGINE_LIMIT"),
     ],

@@ -7,9 +7,9 @@ import pytest
 from vmsession.v1 import dataspace_pb2, vcpu_pb2, vm_session_pb2
 
 from tests.integration.engines import on_every_engine
-from tests.integration.refusals import reason_of
+from tests.integration.refusals import error_info, reason_of
 from tests.integration.running_core import Stubs
-from tests.integration.stream_vmm import ORIGIN, StreamVmm
+from tests.integration.stream_vmm import ORIGIN, Stream, StreamVmm
 from tests.integration.waiting import eventually
 
 # mov al,'A'; out 42,al; in al,43; out 44,al; hlt
@@ -17,6 +17,8 @@ TALKER = bytes.fromhex("b041 e642 e443 e644 f4")
 # mov ax,0x1234; mov [es:0x10], ax; mov bx, [es:0x20]; hlt  (es base = 0xa0000, where nothing is)
 MMIO = bytes.fromhex("b83412 26a31000 268b1e2000 f4")
 ENDLESS = bytes.fromhex("ebfe")
+# inc al; out 42,al; again
+COUNTER = bytes.fromhex("fec0 e642 ebfa")
 
 
 @on_every_engine
@@ -152,20 +154,33 @@ def test_a_new_stream_takes_over_at_the_last_exit(stubs: Stubs, engine: str) -> 
     vmm = StreamVmm(stubs, engine, TALKER)
     vmm.start()
     wrote = vmm.next()
-    with pytest.raises(grpc.RpcError) as refused:
-        list(
-            stubs.vm.HandleExits(
-                iter([vm_session_pb2.HandleExitsRequest(open=vmm.vcpu)]), timeout=9
-            )
-        )
-    assert reason_of(refused.value) == "ALREADY_EXISTS"
-    assert vmm.end_stream() == grpc.StatusCode.OK
-    requests = [
-        vm_session_pb2.HandleExitsRequest(open=vmm.vcpu),
-        vm_session_pb2.HandleExitsRequest(reply=vcpu_pb2.Reply(sequence=wrote.sequence)),
-    ]
-    exits = [response.exit.address for response in stubs.vm.HandleExits(iter(requests), timeout=9)]
-    assert exits[0] == 0x42
+    second = Stream(stubs, vmm.vcpu)
+    assert second.next() == wrote
+    with pytest.raises(grpc.RpcError) as ended:
+        vmm.next()
+    assert reason_of(ended.value) == "TAKEN_OVER"
+    assert error_info(ended.value).metadata["name"] == vmm.vcpu
+    second.reply(vcpu_pb2.Reply(sequence=wrote.sequence))
+    assert second.next().address == 0x43
+    assert second.end() == grpc.StatusCode.OK
+
+
+@on_every_engine
+def test_a_stream_that_is_cancelled_is_followed_at_once(stubs: Stubs, engine: str) -> None:
+    """Over and over, with a run under way each time: nobody is in the way, and no exit is lost."""
+    vmm = StreamVmm(stubs, engine, COUNTER)
+    vmm.start()
+    stream, last = vmm.stream, vmm.next()
+    for _ in range(50):
+        stream.reply(vcpu_pb2.Reply(sequence=last.sequence))
+        stream.cancel()
+        stream = Stream(stubs, vmm.vcpu)
+        standing = stream.next()
+        assert standing.sequence - last.sequence in {0, 1}
+        stream.reply(vcpu_pb2.Reply(sequence=standing.sequence))
+        last = stream.next()
+        assert last.sequence == standing.sequence + 1
+    assert stream.end() == grpc.StatusCode.OK
 
 
 @on_every_engine
@@ -182,7 +197,7 @@ def test_a_page_vcpu_is_not_served_by_a_stream(stubs: Stubs, engine: str) -> Non
     session = stubs.vm.CreateSession(vm_session_pb2.CreateSessionRequest(engine=engine)).session
     vcpu = stubs.vm.CreateVcpu(
         vm_session_pb2.CreateVcpuRequest(
-            session=session.name, transport=vm_session_pb2.TRANSPORT_PAGE, page_abi=1
+            session=session.name, transport=vm_session_pb2.TRANSPORT_PAGE, page_abi=2
         )
     ).vcpu
     with pytest.raises(grpc.RpcError) as refused:

@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Final
 
 CHANNEL: Final = 3
-HELLO, EXIT, FAILED, RESPONSE = 1, 2, 3, 4
-MAP, UNMAP, RUN = 17, 18, 19
-OK, LIMIT = 0, 6
+HELLO, EXIT, FAILED, RESPONSE, CPUID = 1, 2, 3, 4, 6
+UNMAP, RUN = 18, 19
+OK, NOT_STOPPED, LIMIT = 0, 4, 6
+HLT: Final = 5
+LEAVES: Final = 160
 HALF: Final = 2048
-ABI: Final = 1
+ABI: Final = 2
+VERSION: Final = 2
 MESSAGE: Final = struct.Struct("<II")
 
 
@@ -38,7 +41,7 @@ class Engine:
         self.channel = socket.socket(fileno=CHANNEL)
 
     def hello(self, abi: int = ABI) -> None:
-        fields = (HELLO, 0, 1, abi, b"fake", 0, 64, 1_000_000, 40, 1, 1, 0x3E)
+        fields = (HELLO, 0, VERSION, abi, b"fake", 0, 64, 1_000_000, 40, 1, 1, 0x3E)
         self.channel.send(struct.pack("<IIII16sIIII2QQ", *fields))
 
     def respond(self, number: int, status: int = OK) -> None:
@@ -47,15 +50,20 @@ class Engine:
     def fail(self, why: bytes) -> None:
         self.channel.send(struct.pack("<IIII232s", FAILED, 0, 0, 0, why))
 
-    def exit(self, index: int, sequence: int = 1, reason: int = 5) -> None:
+    def exit(self, *words: tuple[int, int], reason: int = HLT, tail: bytes = b"") -> None:
+        """An exit of vCPU 0, with 32-bit words at offsets of the engine's half."""
         half = bytearray(HALF)
-        struct.pack_into("<I", half, 0x40, sequence)
-        struct.pack_into("<I", half, 0x80, reason)
-        self.channel.send(struct.pack("<IIII", EXIT, 0, index, 0) + half)
+        for at, word in ((0x40, 1), (0x80, reason), *words):
+            struct.pack_into("<I", half, at, word)
+        self.channel.send(struct.pack("<IIII", EXIT, 0, 0, 0) + half + tail)
+
+    def cpuid(self, number: int) -> None:
+        """An empty table."""
+        self.channel.send(struct.pack("<IIII", CPUID, number, 0, 0) + bytes(LEAVES * 32))
 
     def request(self) -> tuple[int, int]:
         """Type and number of the next one; ends the process with the channel."""
-        packet, fds, _, _ = socket.recv_fds(self.channel, 4096, 1)
+        packet, fds, _, _ = socket.recv_fds(self.channel, 1 << 16, 1)
         for fd in fds:
             os.close(fd)
         if not packet:
@@ -138,7 +146,7 @@ def floods(engine: Engine) -> None:
     _, number = engine.request()
     engine.respond(number)
     for sequence in range(1, 1 << 20):
-        engine.exit(0, sequence)
+        engine.exit((0x40, sequence))
 
 
 def floods_failures(engine: Engine) -> None:
@@ -149,14 +157,57 @@ def floods_failures(engine: Engine) -> None:
         engine.fail(b"")
 
 
-def impossible_exit(engine: Engine) -> None:
-    """An exit that no message can tell."""
+def exits(engine: Engine, *words: tuple[int, int], reason: int = HLT, tail: bytes = b"") -> None:
+    """Exits when it is run."""
     engine.hello()
 
     def answer(kind: int, number: int) -> None:
         engine.respond(number)
         if kind == RUN:
-            engine.exit(0, reason=0xFFFFFFFF)
+            engine.exit(*words, reason=reason, tail=tail)
+
+    engine.serve(answer)
+
+
+def impossible_exit(engine: Engine) -> None:
+    """An exit that no message can tell."""
+    exits(engine, reason=0xFFFFFFFF)
+
+
+def unclaimed_exit(engine: Engine) -> None:
+    """TPR, which stands not in its greeting."""
+    exits(engine, reason=15)
+
+
+def unclaimed_register(engine: Engine) -> None:
+    """RCX, which stands not in its greeting."""
+    exits(engine, (0x200, 0x2))
+
+
+def unclaimed_fpu(engine: Engine) -> None:
+    """FPU state from an engine that moves none."""
+    exits(engine, (0x14, 512), (0x20C, 1), tail=bytes(4096))
+
+
+def too_much_data(engine: Engine) -> None:
+    """More than a page has room for."""
+    exits(engine, (0x98, 8), (0x9C, 33), reason=2)
+
+
+def cpuid_for_state(engine: Engine) -> None:
+    """Answers another question."""
+    engine.hello()
+    engine.serve(lambda _, number: engine.cpuid(number))
+
+
+def refuses_to_run(engine: Engine) -> None:
+    """Refuses a run, and exits all the same."""
+    engine.hello()
+
+    def answer(kind: int, number: int) -> None:
+        engine.respond(number, NOT_STOPPED if kind == RUN else OK)
+        if kind == RUN:
+            engine.exit()
 
     engine.serve(answer)
 

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from vmsession.v1 import vcpu_pb2, vm_session_pb2
 
 from core_service.engine import process as engine_process
 from core_service.engine.process import EngineProcess
 from core_service.refusal import Refusal
+from core_service.rpc import vcpu_calls
 from core_service.settings import Settings
 from tests.unit.core_in_process import PAGE, InProcess, behaviours, in_process, open_fds, until
 
@@ -31,6 +33,12 @@ NAMES = (
     "floods_failures",
     "impossible_exit",
     "unknown_status",
+    "unclaimed_exit",
+    "unclaimed_register",
+    "unclaimed_fpu",
+    "too_much_data",
+    "cpuid_for_state",
+    "refuses_to_run",
 )
 
 
@@ -167,12 +175,59 @@ async def test_engines_that_talk_nonsense_end(world: InProcess, engine: str) -> 
     await until(lambda: not world.core.sessions)
 
 
-@pytest.mark.parametrize("engine", ["floods", "impossible_exit"])
+@pytest.mark.parametrize(
+    "engine",
+    [
+        "floods",
+        "impossible_exit",
+        "unclaimed_exit",
+        "unclaimed_register",
+        "unclaimed_fpu",
+        "too_much_data",
+    ],
+)
 async def test_exits_that_cannot_be(world: InProcess, engine: str) -> None:
     session = await world.session(world.client(), engine)
-    await session.create_vcpu(0, page_transport=False)
-    if engine == "impossible_exit":
-        await session.engine.run(0, 0, bytes(2048))
+    vcpu = await session.create_vcpu(0, page_transport=False)
+    if engine != "floods":
+        await vcpu_calls.run(session, vcpu, vm_session_pb2.RunRequest())
     await until(lambda: not world.core.sessions)
     assert session.engine.died
     assert "malformed" in session.engine.died
+
+
+@pytest.mark.parametrize("engine", ["good", "cpuid_for_state"])
+async def test_answers_to_another_question(world: InProcess, engine: str) -> None:
+    session = await world.session(world.client(), engine)
+    with pytest.raises(Refusal) as died:
+        await session.engine.get_state(0, bytes(2048))
+    assert died.value.reason == "ENGINE_DIED"
+    assert "in answer to a request for" in str(died.value)
+    await until(lambda: not world.core.sessions)
+
+
+async def test_what_an_engine_does_not_have_is_not_asked_of_it(world: InProcess) -> None:
+    session = await world.session(world.client())
+    vcpu = await session.create_vcpu(0, page_transport=False)
+    table = vm_session_pb2.SetVcpuCpuidRequest()
+    charged = vm_session_pb2.UpdateVcpuStateRequest(state=vcpu_pb2.VcpuState(fpu=b"x"))
+    for call, feature in (
+        (vcpu_calls.get_cpuid(session, vcpu), "cpuid"),
+        (vcpu_calls.set_cpuid(session, vcpu, table), "cpuid"),
+        (vcpu_calls.update_state(session, vcpu, charged), "fpu"),
+    ):
+        with pytest.raises(Refusal) as refused:
+            await call
+        assert refused.value.reason == "UNSUPPORTED"
+        assert refused.value.numbers == {"engine": "good", "feature": feature}
+
+
+async def test_a_refused_run_is_no_licence_to_exit(world: InProcess) -> None:
+    session = await world.session(world.client(), "refuses_to_run")
+    vcpu = await session.create_vcpu(0, page_transport=False)
+    with pytest.raises(Refusal) as refused:
+        await vcpu_calls.run(session, vcpu, vm_session_pb2.RunRequest())
+    assert refused.value.reason == "NOT_STOPPED"
+    await until(lambda: not world.core.sessions)
+    assert session.engine.died
+    assert "which does not run" in session.engine.died

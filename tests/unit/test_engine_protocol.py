@@ -14,15 +14,18 @@ from core_service.engine import protocol
 from core_service.engine.native import build
 from core_service.engine.protocol import (
     Capability,
+    Cpuid,
+    CpuidLeaf,
     Exit,
     Hello,
     MalformedPacketError,
+    MsrRange,
     Response,
     Status,
     Transport,
     Type,
 )
-from dataspace.vcpu_page import HALF_BYTES
+from dataspace.vcpu_page import FPU_BIT, FPU_BYTES, HALF_BYTES, MASK_AT, EngineHalf
 
 STRUCTS = {
     "channel_header": protocol.HEADER,
@@ -32,6 +35,10 @@ STRUCTS = {
     "channel_range": protocol.RANGE,
     "channel_run": protocol.RUN,
     "channel_exit": protocol.EXIT,
+    "cpuid_leaf": protocol.LEAF,
+    "channel_cpuid": protocol.CPUID,
+    "msr_range": protocol.RANGE_OF_MSRS,
+    "channel_msr_filter": protocol.MSR_FILTER,
 }
 FIELDS = {
     "channel_hello": (
@@ -43,14 +50,24 @@ FIELDS = {
     "channel_range": "header.type header.id gpa size offset flags reserved",
     "channel_run": "header.type header.id index exit_seq vmm",
     "channel_exit": "header.type header.id index reserved engine",
+    "cpuid_leaf": "function index flags eax ebx ecx edx reserved",
+    "channel_cpuid": "header.type header.id index leaves leaf",
+    "msr_range": "first count flags reserved",
+    "channel_msr_filter": "header.type header.id ranges reserved range",
 }
 CONSTANTS = {
     "CHANNEL_FD": protocol.CHANNEL_FD,
     "CHANNEL_VERSION": protocol.VERSION,
     "CHANNEL_VCPUS": protocol.VCPUS,
     "CHANNEL_TEXT_BYTES": protocol.TEXT_BYTES,
+    "CHANNEL_CPUID_LEAVES": protocol.CPUID_LEAVES,
+    "CHANNEL_MSR_RANGES": protocol.MSR_RANGES,
+    "CHANNEL_MSR_RANGE": protocol.MSR_RANGE,
     "CHANNEL_WRITABLE": protocol.WRITABLE,
     "CHANNEL_EXECUTABLE": protocol.EXECUTABLE,
+    "CPUID_SUBLEAF": protocol.SUBLEAF,
+    "MSR_FILTER_READ": protocol.FILTER_READ,
+    "MSR_FILTER_WRITE": protocol.FILTER_WRITE,
 }
 ENUMS: dict[str, type[IntEnum]] = {
     "channel_type": Type,
@@ -79,7 +96,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
         questions |= {
             f"{name}.{field}": f"offsetof(struct {name}, {field})" for field in fields.split()
         }
-    capabilities = re.findall(r"#define (ENGINE_[A-Z]+)", header())
+    capabilities = re.findall(r"#define (ENGINE_[A-Z_]+)", header())
     values = [*CONSTANTS, *capabilities, *(name for enum in ENUMS for name in names_of(enum))]
     questions |= {name: name for name in values}
     lines = "\n".join(f'printf("%s=%ld\\n", "{n}", (long){code});' for n, code in questions.items())
@@ -131,17 +148,18 @@ def test_capabilities(compiled: dict[str, int]) -> None:
 
 
 def test_the_largest_packet_of_an_engine_fits(compiled: dict[str, int]) -> None:
-    largest = max(compiled[f"sizeof {name}"] for name in STRUCTS)
+    with_fpu = compiled["sizeof channel_exit"] + FPU_BYTES
+    largest = max(with_fpu, *(compiled[f"sizeof {name}"] for name in STRUCTS))
     assert largest == protocol.PACKET_LIMIT
 
 
-HELLO = (Type.HELLO, 0, 1, 1, b"kvm", 0x9, 64, 2_400_000, 46, 0x7, 0x1, 0x3E)
+HELLO = (Type.HELLO, 0, 2, 2, b"kvm", 0x9, 64, 2_400_000, 46, 0x7, 0x1, 0x3E)
 
 
 def test_hello() -> None:
     assert protocol.parse_hello(protocol.HELLO.pack(*HELLO)) == Hello(
-        version=1,
-        page_abi=1,
+        version=2,
+        page_abi=2,
         engine="kvm",
         capabilities=Capability.FPU | Capability.PARALLEL,
         max_vcpus=64,
@@ -152,11 +170,27 @@ def test_hello() -> None:
     )
 
 
-@pytest.mark.parametrize(("field", "value"), [(2, 2), (6, 0), (6, 65), (8, 19), (8, 53)])
+@pytest.mark.parametrize(("field", "value"), [(2, 1), (3, 1), (6, 0), (6, 65), (8, 19), (8, 53)])
 def test_hello_of_another_world_is_malformed(field: int, value: int) -> None:
     fields = (*HELLO[:field], value, *HELLO[field + 1 :])
     with pytest.raises(MalformedPacketError, match=str(value)):
         protocol.parse_hello(protocol.HELLO.pack(*fields))
+
+
+@pytest.mark.parametrize(
+    ("field", "bit", "what"),
+    [(5, 12, "capabilities"), (9, 51, "registers"), (10, 31, "segments"), (11, 16, "exit reasons")],
+)
+def test_hello_with_what_there_is_not_is_malformed(field: int, bit: int, what: str) -> None:
+    fields = (*HELLO[:field], 1 << bit, *HELLO[field + 1 :])
+    with pytest.raises(MalformedPacketError, match=f"unknown {what}: {1 << bit:#x}"):
+        protocol.parse_hello(protocol.HELLO.pack(*fields))
+
+
+def test_features() -> None:
+    fields = (*HELLO[:5], 0xFFF, *HELLO[6:])
+    features = protocol.parse_hello(protocol.HELLO.pack(*fields)).features
+    assert (features[0], features[-1], len(features)) == ("fpu", "long_mode", 12)
 
 
 def test_response_is_text_for_people() -> None:
@@ -165,10 +199,47 @@ def test_response_is_text_for_people() -> None:
     assert protocol.parse_response(packet) == Response(Status.KERNEL, 12, "a?[1mb\ufffd")
 
 
-def test_exit() -> None:
-    half = bytes(range(256)) * (HALF_BYTES // 256)
-    packet = protocol.EXIT.pack(Type.EXIT, 0, 3, 0, half)
-    assert protocol.parse_exit(packet) == Exit(3, half)
+def half_with_fpu(valid: int) -> bytes:
+    half = EngineHalf(bytearray(HALF_BYTES))
+    half.u64[MASK_AT // 8 + 1] = valid << FPU_BIT
+    return bytes(half.u8)
+
+
+@pytest.mark.parametrize("valid", [0, 1])
+@pytest.mark.parametrize("kind", [Type.EXIT, Type.STATE])
+def test_exit_with_and_without_fpu(kind: Type, valid: int) -> None:
+    half, fpu = half_with_fpu(valid), b"f" * FPU_BYTES * valid
+    packet = protocol.EXIT.pack(kind, 0, 3, 0, half)
+    assert protocol.parse_exit(packet + fpu) == Exit(3, half, fpu)
+    for wrong in (b"", b"f" * 512, b"f" * FPU_BYTES, b"f" * (FPU_BYTES + 1)):
+        if wrong != fpu:
+            with pytest.raises(MalformedPacketError, match=f"{len(fpu)} of the FPU belong"):
+                protocol.parse_exit(packet + wrong)
+
+
+def test_cpuid() -> None:
+    leaves = (CpuidLeaf(0, None, 0x16, 1, 2, 3), CpuidLeaf(4, 0, 5, 6, 7, 0xFFFFFFFF))
+    packet = protocol.cpuid_packet(9, 2, leaves)
+    assert protocol.header(packet) == (Type.SET_CPUID, 9)
+    assert protocol.parse_cpuid(packet) == Cpuid(2, leaves)
+
+
+def test_cpuid_that_cannot_be_is_malformed() -> None:
+    leaf = protocol.LEAF.pack(1, 0, 2, 0, 0, 0, 0, 0)
+    for count, table, why in (
+        (protocol.CPUID_LEAVES + 1, b"", "161 CPUID leaves, 160 at most"),
+        (1, leaf, "leaf 0x1 with flags 0x2"),
+    ):
+        packet = protocol.CPUID.pack(Type.CPUID, 1, 0, count, table)
+        with pytest.raises(MalformedPacketError, match=why):
+            protocol.parse_cpuid(packet)
+
+
+def test_msr_filter() -> None:
+    ranges = (MsrRange(0x10, 1, read=True, write=False), MsrRange(0xC0000000, 4096, True, True))
+    packet = protocol.msr_filter_packet(7, ranges)
+    words = (27, 7, 2, 0, 0x10, 1, 1, 0, 0xC0000000, 4096, 3, 0)
+    assert packet == struct.pack("<12I", *words) + bytes(14 * 16)
 
 
 @pytest.mark.parametrize("size", [0, 7])
@@ -178,7 +249,13 @@ def test_short_header_is_malformed(size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "parse", [protocol.parse_hello, protocol.parse_response, protocol.parse_exit]
+    "parse",
+    [
+        protocol.parse_hello,
+        protocol.parse_response,
+        protocol.parse_exit,
+        protocol.parse_cpuid,
+    ],
 )
 @pytest.mark.parametrize("size", [0, 8, 100, 5000])
 def test_another_size_is_malformed(parse: object, size: int) -> None:
@@ -195,7 +272,9 @@ def test_requests() -> None:
         "<2I3Q2I", 17, 3, 0x1000, 0x2000, 0x4000, 3, 0
     )
     half = b"h" * HALF_BYTES
-    assert protocol.run_packet(Type.RUN, 4, 5, 6, half) == struct.pack("<4I", 19, 4, 5, 6) + half
+    run = struct.pack("<4I", 19, 4, 5, 6) + half
+    assert protocol.run_packet(Type.RUN, 4, 5, 6, half) == run
+    assert protocol.run_packet(Type.RUN, 4, 5, 6, half, b"fpu") == run + b"fpu"
 
 
 def test_sources_stand_in_one_place() -> None:

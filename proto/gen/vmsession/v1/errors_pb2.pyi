@@ -68,7 +68,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_MID_INSTRUCTION: _ErrorReason.ValueType  # 15
     """FAILED_PRECONDITION. The vCPU stands in the middle of an instruction: complete it first."""
     ERROR_REASON_ALREADY_EXISTS: _ErrorReason.ValueType  # 16
-    """ALREADY_EXISTS. There is a vCPU of that index, or a HandleExits stream for it."""
+    """ALREADY_EXISTS. There is a vCPU of that index."""
     ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 17
     """INVALID_ARGUMENT. The request id was used before, with another request."""
     ERROR_REASON_WRONG_TRANSPORT: _ErrorReason.ValueType  # 18
@@ -91,6 +91,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_ALREADY_STARTED: _ErrorReason.ValueType  # 24
     """FAILED_PRECONDITION. The vCPU ran already."""
+    ERROR_REASON_TAKEN_OVER: _ErrorReason.ValueType  # 25
+    """ABORTED. Another HandleExits stream serves the vCPU now: metadata `name`, the vCPU's."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused. Every error carries a google.rpc.ErrorInfo in its status details: `reason`
@@ -145,7 +147,7 @@ ERROR_REASON_NOT_STOPPED: ErrorReason.ValueType  # 14
 ERROR_REASON_MID_INSTRUCTION: ErrorReason.ValueType  # 15
 """FAILED_PRECONDITION. The vCPU stands in the middle of an instruction: complete it first."""
 ERROR_REASON_ALREADY_EXISTS: ErrorReason.ValueType  # 16
-"""ALREADY_EXISTS. There is a vCPU of that index, or a HandleExits stream for it."""
+"""ALREADY_EXISTS. There is a vCPU of that index."""
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 17
 """INVALID_ARGUMENT. The request id was used before, with another request."""
 ERROR_REASON_WRONG_TRANSPORT: ErrorReason.ValueType  # 18
@@ -168,4 +170,6 @@ one of Capabilities.features.
 """
 ERROR_REASON_ALREADY_STARTED: ErrorReason.ValueType  # 24
 """FAILED_PRECONDITION. The vCPU ran already."""
+ERROR_REASON_TAKEN_OVER: ErrorReason.ValueType  # 25
+"""ABORTED. Another HandleExits stream serves the vCPU now: metadata `name`, the vCPU's."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

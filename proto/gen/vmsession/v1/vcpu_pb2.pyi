@@ -754,7 +754,7 @@ class Exit(_message.Message):
     read: _builtins.bool
     """The guest reads: the reply's data is what it gets."""
     data: _builtins.bytes
-    """What the guest wrote: size * count bytes, little-endian; 8 bytes for an MSR."""
+    """What the guest wrote: size * count bytes, little-endian; 8 bytes for an MSR and for TPR."""
     mid_instruction: _builtins.bool
     """The instruction is not finished: registers are not at a boundary."""
     interruptible: _builtins.bool

@@ -218,7 +218,8 @@ class VmSessionServiceServicer:
     def SetVcpuCpuid(self, request, context):
         """Sets what CPUID answers on a vCPU that never ran: the whole table. It tells the guest what to use and
         disables nothing. Errors: NOT_FOUND, ALREADY_STARTED, NOT_STOPPED, UNSUPPORTED (`cpuid`),
-        INVALID_ARGUMENT (more than 160 leaves, one twice, or a table that the engine refuses).
+        INVALID_ARGUMENT (more than 160 leaves, one twice, where one without `index` is all its sub-leaves, or a
+        table that the engine refuses).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -262,7 +263,8 @@ class VmSessionServiceServicer:
 
     def Run(self, request, context):
         """Runs a stopped vCPU. Errors: NOT_FOUND, NOT_STOPPED (it runs, or is stopped at another exit than the
-        reply names), INVALID_ARGUMENT (the reply is malformed).
+        reply names), INVALID_ARGUMENT (the reply is malformed), UNSUPPORTED (`fpu` is charged, and the engine
+        has none).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -287,11 +289,12 @@ class VmSessionServiceServicer:
         """Serves a vCPU that has the stream transport: exits come out, replies go in. The first message opens
         it. If the vCPU is stopped at an exit, that exit comes at once; one that never ran sends nothing
         until it is run, by Run or by a reply with sequence 0. When the stream ends the vCPU stays at its
-        exit, and a new stream takes over.
+        exit. A new stream takes over at once, also from one that is still open: that one runs nothing any
+        more, and ends with TAKEN_OVER.
 
         Errors: INVALID_ARGUMENT (first message is no open, a later one is no reply, or a malformed reply),
-        NOT_FOUND, WRONG_TRANSPORT, ALREADY_EXISTS (another stream serves it), NOT_STOPPED (a reply to
-        another exit than the last).
+        NOT_FOUND, WRONG_TRANSPORT, TAKEN_OVER, NOT_STOPPED (a reply to another exit than the last), UNSUPPORTED
+        (`fpu` is charged, and the engine has none).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -307,7 +310,8 @@ class VmSessionServiceServicer:
 
     def UpdateVcpuState(self, request, context):
         """Writes the registers that are present. Errors: NOT_FOUND, NOT_STOPPED, MID_INSTRUCTION,
-        INVALID_ARGUMENT (a value beyond its register).
+        INVALID_ARGUMENT (a value beyond its register, another size of `fpu` than the engine's), UNSUPPORTED
+        (`fpu`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -76,7 +76,8 @@ class VmSessionServiceStub:
     SetVcpuCpuid: _grpc.UnaryUnaryMultiCallable[_vm_session_pb2.SetVcpuCpuidRequest, _vm_session_pb2.SetVcpuCpuidResponse]
     """Sets what CPUID answers on a vCPU that never ran: the whole table. It tells the guest what to use and
     disables nothing. Errors: NOT_FOUND, ALREADY_STARTED, NOT_STOPPED, UNSUPPORTED (`cpuid`),
-    INVALID_ARGUMENT (more than 160 leaves, one twice, or a table that the engine refuses).
+    INVALID_ARGUMENT (more than 160 leaves, one twice, where one without `index` is all its sub-leaves, or a
+    table that the engine refuses).
     """
     SetMsrFilter: _grpc.UnaryUnaryMultiCallable[_vm_session_pb2.SetMsrFilterRequest, _vm_session_pb2.SetMsrFilterResponse]
     """Names the MSRs whose accesses exit, also where the engine keeps them, instead of those named before; what
@@ -99,7 +100,8 @@ class VmSessionServiceStub:
     """Lists a session's attachments in address order. Errors: NOT_FOUND."""
     Run: _grpc.UnaryUnaryMultiCallable[_vm_session_pb2.RunRequest, _vm_session_pb2.RunResponse]
     """Runs a stopped vCPU. Errors: NOT_FOUND, NOT_STOPPED (it runs, or is stopped at another exit than the
-    reply names), INVALID_ARGUMENT (the reply is malformed).
+    reply names), INVALID_ARGUMENT (the reply is malformed), UNSUPPORTED (`fpu` is charged, and the engine
+    has none).
     """
     Pause: _grpc.UnaryUnaryMultiCallable[_vm_session_pb2.PauseRequest, _vm_session_pb2.PauseResponse]
     """Asks a vCPU to stop with PAUSED, whatever it does; on a stopped one the next run gives PAUSED before
@@ -111,11 +113,12 @@ class VmSessionServiceStub:
     """Serves a vCPU that has the stream transport: exits come out, replies go in. The first message opens
     it. If the vCPU is stopped at an exit, that exit comes at once; one that never ran sends nothing
     until it is run, by Run or by a reply with sequence 0. When the stream ends the vCPU stays at its
-    exit, and a new stream takes over.
+    exit. A new stream takes over at once, also from one that is still open: that one runs nothing any
+    more, and ends with TAKEN_OVER.
 
     Errors: INVALID_ARGUMENT (first message is no open, a later one is no reply, or a malformed reply),
-    NOT_FOUND, WRONG_TRANSPORT, ALREADY_EXISTS (another stream serves it), NOT_STOPPED (a reply to
-    another exit than the last).
+    NOT_FOUND, WRONG_TRANSPORT, TAKEN_OVER, NOT_STOPPED (a reply to another exit than the last), UNSUPPORTED
+    (`fpu` is charged, and the engine has none).
     """
     GetVcpuState: _grpc.UnaryUnaryMultiCallable[_vm_session_pb2.GetVcpuStateRequest, _vm_session_pb2.GetVcpuStateResponse]
     """Reads registers of a stopped vCPU at an instruction boundary. Errors: NOT_FOUND, NOT_STOPPED,
@@ -123,7 +126,8 @@ class VmSessionServiceStub:
     """
     UpdateVcpuState: _grpc.UnaryUnaryMultiCallable[_vm_session_pb2.UpdateVcpuStateRequest, _vm_session_pb2.UpdateVcpuStateResponse]
     """Writes the registers that are present. Errors: NOT_FOUND, NOT_STOPPED, MID_INSTRUCTION,
-    INVALID_ARGUMENT (a value beyond its register).
+    INVALID_ARGUMENT (a value beyond its register, another size of `fpu` than the engine's), UNSUPPORTED
+    (`fpu`).
     """
 
 @_typing.type_check_only
@@ -174,7 +178,8 @@ class VmSessionServiceAsyncStub(VmSessionServiceStub):
     SetVcpuCpuid: _aio.UnaryUnaryMultiCallable[_vm_session_pb2.SetVcpuCpuidRequest, _vm_session_pb2.SetVcpuCpuidResponse]  # type: ignore[assignment]
     """Sets what CPUID answers on a vCPU that never ran: the whole table. It tells the guest what to use and
     disables nothing. Errors: NOT_FOUND, ALREADY_STARTED, NOT_STOPPED, UNSUPPORTED (`cpuid`),
-    INVALID_ARGUMENT (more than 160 leaves, one twice, or a table that the engine refuses).
+    INVALID_ARGUMENT (more than 160 leaves, one twice, where one without `index` is all its sub-leaves, or a
+    table that the engine refuses).
     """
     SetMsrFilter: _aio.UnaryUnaryMultiCallable[_vm_session_pb2.SetMsrFilterRequest, _vm_session_pb2.SetMsrFilterResponse]  # type: ignore[assignment]
     """Names the MSRs whose accesses exit, also where the engine keeps them, instead of those named before; what
@@ -197,7 +202,8 @@ class VmSessionServiceAsyncStub(VmSessionServiceStub):
     """Lists a session's attachments in address order. Errors: NOT_FOUND."""
     Run: _aio.UnaryUnaryMultiCallable[_vm_session_pb2.RunRequest, _vm_session_pb2.RunResponse]  # type: ignore[assignment]
     """Runs a stopped vCPU. Errors: NOT_FOUND, NOT_STOPPED (it runs, or is stopped at another exit than the
-    reply names), INVALID_ARGUMENT (the reply is malformed).
+    reply names), INVALID_ARGUMENT (the reply is malformed), UNSUPPORTED (`fpu` is charged, and the engine
+    has none).
     """
     Pause: _aio.UnaryUnaryMultiCallable[_vm_session_pb2.PauseRequest, _vm_session_pb2.PauseResponse]  # type: ignore[assignment]
     """Asks a vCPU to stop with PAUSED, whatever it does; on a stopped one the next run gives PAUSED before
@@ -209,11 +215,12 @@ class VmSessionServiceAsyncStub(VmSessionServiceStub):
     """Serves a vCPU that has the stream transport: exits come out, replies go in. The first message opens
     it. If the vCPU is stopped at an exit, that exit comes at once; one that never ran sends nothing
     until it is run, by Run or by a reply with sequence 0. When the stream ends the vCPU stays at its
-    exit, and a new stream takes over.
+    exit. A new stream takes over at once, also from one that is still open: that one runs nothing any
+    more, and ends with TAKEN_OVER.
 
     Errors: INVALID_ARGUMENT (first message is no open, a later one is no reply, or a malformed reply),
-    NOT_FOUND, WRONG_TRANSPORT, ALREADY_EXISTS (another stream serves it), NOT_STOPPED (a reply to
-    another exit than the last).
+    NOT_FOUND, WRONG_TRANSPORT, TAKEN_OVER, NOT_STOPPED (a reply to another exit than the last), UNSUPPORTED
+    (`fpu` is charged, and the engine has none).
     """
     GetVcpuState: _aio.UnaryUnaryMultiCallable[_vm_session_pb2.GetVcpuStateRequest, _vm_session_pb2.GetVcpuStateResponse]  # type: ignore[assignment]
     """Reads registers of a stopped vCPU at an instruction boundary. Errors: NOT_FOUND, NOT_STOPPED,
@@ -221,7 +228,8 @@ class VmSessionServiceAsyncStub(VmSessionServiceStub):
     """
     UpdateVcpuState: _aio.UnaryUnaryMultiCallable[_vm_session_pb2.UpdateVcpuStateRequest, _vm_session_pb2.UpdateVcpuStateResponse]  # type: ignore[assignment]
     """Writes the registers that are present. Errors: NOT_FOUND, NOT_STOPPED, MID_INSTRUCTION,
-    INVALID_ARGUMENT (a value beyond its register).
+    INVALID_ARGUMENT (a value beyond its register, another size of `fpu` than the engine's), UNSUPPORTED
+    (`fpu`).
     """
 
 class VmSessionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -323,7 +331,8 @@ class VmSessionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_vm_session_pb2.SetVcpuCpuidResponse, _abc.Awaitable[_vm_session_pb2.SetVcpuCpuidResponse]]:
         """Sets what CPUID answers on a vCPU that never ran: the whole table. It tells the guest what to use and
         disables nothing. Errors: NOT_FOUND, ALREADY_STARTED, NOT_STOPPED, UNSUPPORTED (`cpuid`),
-        INVALID_ARGUMENT (more than 160 leaves, one twice, or a table that the engine refuses).
+        INVALID_ARGUMENT (more than 160 leaves, one twice, where one without `index` is all its sub-leaves, or a
+        table that the engine refuses).
         """
 
     @_abc_1.abstractmethod
@@ -376,7 +385,8 @@ class VmSessionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_vm_session_pb2.RunResponse, _abc.Awaitable[_vm_session_pb2.RunResponse]]:
         """Runs a stopped vCPU. Errors: NOT_FOUND, NOT_STOPPED (it runs, or is stopped at another exit than the
-        reply names), INVALID_ARGUMENT (the reply is malformed).
+        reply names), INVALID_ARGUMENT (the reply is malformed), UNSUPPORTED (`fpu` is charged, and the engine
+        has none).
         """
 
     @_abc_1.abstractmethod
@@ -406,11 +416,12 @@ class VmSessionServiceServicer(metaclass=_abc_1.ABCMeta):
         """Serves a vCPU that has the stream transport: exits come out, replies go in. The first message opens
         it. If the vCPU is stopped at an exit, that exit comes at once; one that never ran sends nothing
         until it is run, by Run or by a reply with sequence 0. When the stream ends the vCPU stays at its
-        exit, and a new stream takes over.
+        exit. A new stream takes over at once, also from one that is still open: that one runs nothing any
+        more, and ends with TAKEN_OVER.
 
         Errors: INVALID_ARGUMENT (first message is no open, a later one is no reply, or a malformed reply),
-        NOT_FOUND, WRONG_TRANSPORT, ALREADY_EXISTS (another stream serves it), NOT_STOPPED (a reply to
-        another exit than the last).
+        NOT_FOUND, WRONG_TRANSPORT, TAKEN_OVER, NOT_STOPPED (a reply to another exit than the last), UNSUPPORTED
+        (`fpu` is charged, and the engine has none).
         """
 
     @_abc_1.abstractmethod
@@ -430,7 +441,8 @@ class VmSessionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_vm_session_pb2.UpdateVcpuStateResponse, _abc.Awaitable[_vm_session_pb2.UpdateVcpuStateResponse]]:
         """Writes the registers that are present. Errors: NOT_FOUND, NOT_STOPPED, MID_INSTRUCTION,
-        INVALID_ARGUMENT (a value beyond its register).
+        INVALID_ARGUMENT (a value beyond its register, another size of `fpu` than the engine's), UNSUPPORTED
+        (`fpu`).
         """
 
 def add_VmSessionServiceServicer_to_server(servicer: VmSessionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
