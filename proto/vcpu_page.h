@@ -115,7 +115,8 @@ enum vcpu_refusal {
 	REFUSED_NONE,
 	REFUSED_FLAGS,         /* unknown reply flags, or of a capability that this engine does not have; FETCH together
 	                        * with what runs; FAULT at another exit than EXIT_MSR */
-	REFUSED_INJECTION,     /* reserved bits or type, an exception's vector above 31, an error code without exception */
+	REFUSED_INJECTION,     /* reserved bits or type, an exception's vector above 31, an error code without exception, a
+	                        * kind of event that this engine does not have: no later time would do either */
 	REFUSED_WRITTEN_COUNT, /* more ranges than VCPU_WRITTEN_RANGES */
 	REFUSED_WRITTEN_RANGE, /* a range that is empty or wraps */
 	REFUSED_REGISTERS,     /* charged registers that this engine does not accept */

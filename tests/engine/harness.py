@@ -26,6 +26,10 @@ from dataspace.registers import SCALARS, Segment
 from dataspace.vcpu_page import (
     ALL_SCALARS,
     ALL_SEGMENTS,
+    FPU_BIT,
+    FPU_BYTES,
+    FPU_CHARGED,
+    FPU_VALID,
     HALF_BYTES,
     PAGE_BYTES,
     VMM_HALF,
@@ -170,13 +174,13 @@ class Engine:
         response = self.ask(packet, *fds)
         assert response.status == Status.OK, response
 
-    def next_exit(self, index: int) -> EngineHalf:
+    def next_exit(self, index: int) -> protocol.Exit:
         """The next exit of a vCPU with the stream transport."""
         while True:
             for arrived in self.exits:
                 if arrived.index == index:
                     self.exits.remove(arrived)
-                    return EngineHalf(arrived.half)
+                    return arrived
             packet = self.receive()
             assert protocol.header(packet)[0] == Type.EXIT
             self.exits.append(protocol.parse_exit(packet))
@@ -250,6 +254,7 @@ class Vcpu:
         self.seen = 0
         self.memory: mmap.mmap | None = None
         self.map: mmap.mmap | None = None
+        self._fpu_valid = self._fpu_charged = b""
         if transport == Transport.PAGE:
             fd = memory(PAGE_BYTES)
             try:
@@ -270,8 +275,23 @@ class Vcpu:
 
     def packet(self, kind: Type, exit_seq: int = 0) -> Callable[[int], bytes]:
         """RUN, GET_STATE or SET_STATE with the reply prepared."""
-        half = bytes(self.reply.u8)
-        return lambda number: protocol.run_packet(kind, number, self.index, exit_seq, half)
+        half, fpu = bytes(self.reply.u8), self._fpu_charged
+        return lambda number: protocol.run_packet(kind, number, self.index, exit_seq, half, fpu)
+
+    def charge_fpu(self, area: bytes) -> None:
+        """The FPU area, FPU_BYTES, for the next run, as this transport carries it."""
+        self.reply.charge_fpu()
+        if self.map:
+            self.map[FPU_CHARGED : FPU_CHARGED + FPU_BYTES] = area
+        else:
+            self._fpu_charged = area
+
+    @property
+    def fpu(self) -> bytes:
+        """The FPU area of the last exit, as many bytes as the engine has; it was wanted."""
+        assert self.exit.masks[1] >> FPU_BIT & 1
+        area = self.map[FPU_VALID:FPU_CHARGED] if self.map else self._fpu_valid
+        return area[: self.exit.fpu_size]
 
     def start(self) -> None:
         """Let it run with the reply prepared, and clear the reply where it is not shared."""
@@ -280,16 +300,18 @@ class Vcpu:
             return
         self.engine.demand(self.packet(Type.RUN, self.exit.exit_seq))
         self.reply.clear_reply()
+        self._fpu_charged = b""
 
     def wait(self) -> EngineHalf:
         """Wait for its next exit."""
         if not self.map:
-            self.exit = self.engine.next_exit(self.index)
+            arrived = self.engine.next_exit(self.index)
+            self.exit, self._fpu_valid = EngineHalf(arrived.half), arrived.fpu
             return self.exit
         seen = self.seen
-        arrived = self.waiter.wait(seen, PATIENCE)
-        assert arrived != seen, "no exit within the time limit"
-        self.seen = arrived
+        sequence = self.waiter.wait(seen, PATIENCE)
+        assert sequence != seen, "no exit within the time limit"
+        self.seen = sequence
         self.reply.clear_reply()
         return self.exit
 
@@ -355,12 +377,16 @@ class Vcpu:
 
     def state(self, *names: str) -> EngineHalf:
         """Registers by the channel's GET_STATE."""
+        return EngineHalf(self.stored(*names).half)
+
+    def stored(self, *names: str) -> protocol.Exit:
+        """The answer to GET_STATE."""
         self.want(*names)
         self.engine.send(self.packet(Type.GET_STATE)(77))
         self.reply.want(0, 0)
         answer = self.engine.answer()
         assert protocol.header(answer) == (Type.STATE, 77), protocol.parse_response(answer)
-        return EngineHalf(protocol.parse_exit(answer).half)
+        return protocol.parse_exit(answer)
 
     def packet_status(self, kind: Type) -> Status:
         """What becomes of RUN, GET_STATE or SET_STATE."""

@@ -18,6 +18,7 @@ from core_service.engine.native import build
 from core_service.engine.protocol import Response, Status, Transport, Type
 from dataspace.vcpu_page import (
     ABI,
+    FPU_BYTES,
     HALF_BYTES,
     MAGIC,
     PAGE_BYTES,
@@ -196,17 +197,46 @@ def test_get_and_set_state(engine: Engine, transport: Transport) -> None:
         assert vcpu.expect(Reason.PORT).value == 0x3C
 
 
-def test_get_state_has_no_room_for_the_fpu(engine: Engine, transport: Transport) -> None:
+def test_get_and_set_state_of_the_fpu(engine: Engine, transport: Transport) -> None:
     with guest(engine, transport, "hlt") as vcpu:
         vcpu.expect(Reason.HLT)
-        assert vcpu.state("rax", "fpu").masks == mask(("rax",))
+        area = bytearray(vcpu.stored("fpu").fpu)
+        area[160:176] = bytes(range(16))  # XMM0: SDM vol. 1, table 10-2
+        area[512] |= 0x2  # XSTATE_BV: SSE
+        charged = VmmHalf(bytearray(HALF_BYTES))
+        charged.charge_fpu()
+        half = bytes(charged.u8)
+        engine.demand(lambda n: protocol.run_packet(Type.SET_STATE, n, 0, 0, half, bytes(area)))
+        assert vcpu.stored("fpu").fpu[160:176] == bytes(range(16))
+
+
+@pytest.mark.parametrize("kind", [Type.RUN, Type.SET_STATE])
+@pytest.mark.parametrize("size", [0, FPU_BYTES - 8, FPU_BYTES + 8])
+def test_a_charged_fpu_area_has_its_size(
+    engine: Engine, transport: Transport, kind: Type, size: int
+) -> None:
+    with guest(engine, transport, "hlt") as vcpu:
+        vcpu.expect(Reason.HLT)
+        charged = VmmHalf(bytearray(HALF_BYTES))
+        charged.charge_fpu()
+        half, area = bytes(charged.u8), bytes(size)
+        response = engine.ask(lambda n: protocol.run_packet(kind, n, 0, 0, half, area))
+        assert response.status == Status.BAD_MESSAGE
+
+
+def test_an_fpu_area_that_is_not_charged_is_refused(engine: Engine) -> None:
+    with guest(engine, Transport.STREAM, "hlt") as vcpu:
+        vcpu.expect(Reason.HLT)
+        half, area = bytes(HALF_BYTES), bytes(FPU_BYTES)
+        response = engine.ask(lambda n: protocol.run_packet(Type.RUN, n, 0, 0, half, area))
+        assert response.status == Status.BAD_MESSAGE
 
 
 def test_set_state_refuses_what_a_reply_may_not_charge(engine: Engine) -> None:
     with guest(engine, Transport.STREAM, "hlt") as vcpu:
         vcpu.expect(Reason.HLT)
         charged = VmmHalf(bytearray(HALF_BYTES))
-        charged.charge("activity", 3)
+        charged.charge("activity", 4)
         response = engine.ask(
             lambda n: protocol.run_packet(Type.SET_STATE, n, 0, 0, bytes(charged.u8))
         )

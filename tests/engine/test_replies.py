@@ -43,8 +43,8 @@ def wrapping_range(reply: VmmHalf) -> None:
     reply.written([(0x1000, 0x1000), (2**64 - 0x1000, 0x2000)])
 
 
-def sipi(reply: VmmHalf) -> None:
-    reply.charge("activity", Activity.WAIT_FOR_SIPI)
+def unknown_activity(reply: VmmHalf) -> None:
+    reply.charge("activity", max(Activity) + 1)
 
 
 def flags(value: int) -> Callable[[VmmHalf], None]:
@@ -60,7 +60,7 @@ def fetch_and_charge(reply: VmmHalf) -> None:
 FLAGS, INJECTION, COUNT, RANGE, REGISTERS, ACTIVITY, STATE = range(1, 8)
 
 MALFORMED: Final = [
-    pytest.param(flags(0x10), FLAGS, id="unknown flag"),
+    pytest.param(flags(0x80), FLAGS, id="unknown flag"),
     pytest.param(flags(0x4), FLAGS, id="fault at a port"),
     pytest.param(flags(0x3), FLAGS, id="fetch and complete"),
     pytest.param(fetch_and_charge, FLAGS, id="fetch and charge"),
@@ -75,7 +75,7 @@ MALFORMED: Final = [
     pytest.param(wrapping_range, RANGE, id="range that wraps"),
     pytest.param(word(MASK_AT + 4, 1 << 31), REGISTERS, id="register 63"),
     pytest.param(word(MASK_AT + 8, 1 << 10), REGISTERS, id="segment 10"),
-    pytest.param(sipi, ACTIVITY, id="wait for SIPI"),
+    pytest.param(unknown_activity, ACTIVITY, id="unknown activity"),
 ]
 
 

@@ -154,17 +154,17 @@ def test_device_access_across_two_pages(engine: Engine) -> None:
 
 
 def test_device_access_of_a_vector(engine: Engine) -> None:
-    """32 bytes are two exits of 16."""
+    """32 bytes are four exits of 8."""
     source = f"vmovdqu ymm0, [{HOLE}]; vmovdqu [{HOLE + 64}], ymm0; hlt"
     with guest(engine, Transport.PAGE, source, "long") as vcpu:
         vcpu.charge(cr4=0x40620, xcr0=7)
-        halves = [bytes(range(16)), bytes(range(16, 32))]
-        for number, half in enumerate(halves):
+        parts = [0x1111 * (number + 1) for number in range(4)]
+        for number, part in enumerate(parts):
             exit_ = vcpu.expect(Reason.MMIO)
-            assert (exit_.address, exit_.size) == (HOLE + 16 * number, 16)
-            vcpu.reply.set_data(half)
-        for half in halves:
-            assert vcpu.expect(Reason.MMIO).data == half
+            assert (exit_.address, exit_.size) == (HOLE + 8 * number, 8)
+            vcpu.reply.set_value(part)
+        for part in parts:
+            assert vcpu.expect(Reason.MMIO).value == part
         vcpu.expect(Reason.HLT)
 
 

@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "boundary.h"
 
+#include "debug.h"
+#include "kick.h"
+
 #define RIP (1ull << REG_RIP)
 #define ACTIVITY (1ull << REG_ACTIVITY)
 #define HLT_LENGTH 1u /* of a HLT that the VMM says the vCPU stands at: F4 */
@@ -27,16 +30,18 @@ void boundary_owe(struct vcpu *vcpu)
 		owed->injection_error = reply->injection_error;
 	}
 	charge_merge(&owed->registers, &vcpu->reply);
+	debug_owe(vcpu);
 }
 
 static bool owes(const struct owed *owed)
 {
-	return owed->complete || owed->injection || owed->registers.charged[0] || owed->registers.charged[1];
+	return owed->complete || owed->step_ends || owed->breakpoints || owed->injection ||
+	       owed->registers.charged[0] || owed->registers.charged[1];
 }
 
 bool vcpu_owes_boundary(struct vcpu *vcpu)
 {
-	return owes(&vcpu->common->owed) || vcpu_attention(vcpu) & ~(unsigned)ATTENTION_WINDOW;
+	return owes(&vcpu->common->owed) || vcpu_attention(vcpu) & ~(unsigned)(ATTENTION_WINDOW | ATTENTION_NMI_WINDOW);
 }
 
 static uint64_t read_rip(struct vcpu *vcpu)
@@ -73,7 +78,7 @@ bool boundary_charge(struct vcpu *vcpu, struct vcpu_vmm_half *charged, const uin
 	const struct rest before = vcpu->common->rest;
 	if (charged->charged[0] & ACTIVITY)
 		charge_activity(vcpu, charged);
-	else if (charged->charged[0] & RIP)
+	else if (charged->charged[0] & RIP && before.activity != ACTIVITY_WAIT_FOR_SIPI)
 		vcpu->common->rest.activity = ACTIVITY_ACTIVE; /* the VMM's explicit advance */
 	if (!charged->charged[0] && !charged->charged[1])
 		return true;
@@ -95,8 +100,6 @@ static void show_activity(struct vcpu *vcpu, uint64_t wanted)
 void boundary_read(struct vcpu *vcpu, const uint64_t wanted[2])
 {
 	uint64_t known[2] = {wanted[0] & vcpu->vm->registers[0], wanted[1] & vcpu->vm->registers[1]};
-	if (!vcpu->page)
-		known[1] &= ~(1ull << VCPU_FPU_BIT); /* the stream transport has no place for the area */
 	vcpu->half->valid[0] = vcpu->half->valid[1] = 0;
 	if (!known[0] && !known[1])
 		return;
@@ -104,15 +107,23 @@ void boundary_read(struct vcpu *vcpu, const uint64_t wanted[2])
 	show_activity(vcpu, known[0]);
 }
 
-static bool interruptible(struct vcpu *vcpu)
+/* No event reaches a CPU that shut down or waits for SIPI. */
+static bool deaf(const struct vcpu *vcpu)
 {
-	return backend.event_flags(vcpu) & EXIT_INTERRUPTIBLE && vcpu->common->rest.activity != ACTIVITY_SHUTDOWN;
+	enum vcpu_activity activity = vcpu->common->rest.activity;
+	return activity == ACTIVITY_SHUTDOWN || activity == ACTIVITY_WAIT_FOR_SIPI;
+}
+
+uint32_t boundary_flags(struct vcpu *vcpu)
+{
+	uint32_t flags = backend.event_flags(vcpu);
+	return deaf(vcpu) ? flags & EXIT_IF : flags;
 }
 
 static bool inject(struct vcpu *vcpu, uint32_t injection, uint32_t error)
 {
 	bool interrupt = (injection >> INJECT_TYPE_SHIFT & 7) == INJECT_INTERRUPT;
-	if (vcpu->common->rest.activity == ACTIVITY_SHUTDOWN || (interrupt && !interruptible(vcpu)))
+	if (deaf(vcpu) || (interrupt && !(boundary_flags(vcpu) & EXIT_INTERRUPTIBLE)))
 		return false;
 	return backend.inject(vcpu, injection, error);
 }
@@ -152,40 +163,80 @@ static void state_refused(struct vcpu *vcpu)
 		vcpu->common->injection_result = INJECTION_NOT_TAKEN;
 	owed->injection = 0;
 	owed->complete = false;
-	vcpu_exit(vcpu, EXIT_INVALID_STATE, backend.event_flags(vcpu))->detail = REFUSED_STATE;
+	vcpu_exit(vcpu, EXIT_INVALID_STATE, 0)->detail = REFUSED_STATE;
 }
 
-static void repeat_activity(struct vcpu *vcpu)
+/* Registers first, as in a reply: the event enters the charged state. False after EXIT_INVALID_STATE was filled. */
+static bool apply_owed(struct vcpu *vcpu)
+{
+	if (!charge_owed(vcpu)) {
+		state_refused(vcpu);
+		return false;
+	}
+	debug_apply(vcpu);
+	inject_owed(vcpu);
+	return true;
+}
+
+bool boundary_settle(struct vcpu *vcpu)
+{
+	struct owed *owed = &vcpu->common->owed;
+	if (!owes(owed))
+		return true;
+	if (!apply_owed(vcpu))
+		return false;
+	owed->complete = false; /* this exit is a stop at the boundary */
+	return true;
+}
+
+/* The NMI's first: that is the order in which the CPU takes them (SDM vol. 3, table 6-2). */
+static bool window_due(struct vcpu *vcpu, unsigned attention)
+{
+	if (!(attention & (ATTENTION_WINDOW | ATTENTION_NMI_WINDOW)))
+		return false;
+	uint32_t flags = boundary_flags(vcpu);
+	if (attention & ATTENTION_NMI_WINDOW && flags & EXIT_NMI_OPEN)
+		vcpu_exit(vcpu, EXIT_NMI_WINDOW, 0);
+	else if (attention & ATTENTION_WINDOW && flags & EXIT_INTERRUPTIBLE)
+		vcpu_exit(vcpu, EXIT_WINDOW, 0);
+	else
+		return false;
+	return true;
+}
+
+/* A vCPU that does not execute tells so again. One that waits for SIPI tells nothing. */
+static bool activity_due(struct vcpu *vcpu)
 {
 	const struct vcpu_common *common = vcpu->common;
+	if (common->rest.activity == ACTIVITY_ACTIVE || common->rest.activity == ACTIVITY_WAIT_FOR_SIPI)
+		return false;
 	if (common->rest.activity == ACTIVITY_SHUTDOWN) {
-		vcpu_exit(vcpu, EXIT_SHUTDOWN, backend.event_flags(vcpu));
-		return;
+		vcpu_exit(vcpu, EXIT_SHUTDOWN, 0);
+		return true;
 	}
-	struct vcpu_exit *exit = vcpu_exit(vcpu, EXIT_HLT, backend.event_flags(vcpu) | EXIT_IP_VALID);
+	struct vcpu_exit *exit = vcpu_exit(vcpu, EXIT_HLT, EXIT_IP_VALID);
 	exit->ip = common->rest.halt_ip;
 	exit->instruction_length = common->rest.halt_length;
+	return true;
 }
 
 /* Fill the exit that is due at this boundary, if any. */
 static bool exit_due(struct vcpu *vcpu, unsigned attention)
 {
-	if (!charge_owed(vcpu)) {
-		state_refused(vcpu);
+	if (!apply_owed(vcpu))
+		return true;
+	if (take(&vcpu->common->owed.complete)) {
+		debug_completed(vcpu);
+		vcpu_exit(vcpu, EXIT_COMPLETED, 0);
 		return true;
 	}
-	inject_owed(vcpu);
-	if (take(&vcpu->common->owed.complete))
-		vcpu_exit(vcpu, EXIT_COMPLETED, backend.event_flags(vcpu));
-	else if (attention & ATTENTION_PAUSE)
-		vcpu_exit(vcpu, EXIT_PAUSED, backend.event_flags(vcpu));
-	else if (attention & ATTENTION_WINDOW && interruptible(vcpu))
-		vcpu_exit(vcpu, EXIT_WINDOW, backend.event_flags(vcpu));
-	else if (vcpu->common->rest.activity != ACTIVITY_ACTIVE)
-		repeat_activity(vcpu);
-	else
-		return false;
-	return true;
+	if (debug_exit_due(vcpu))
+		return true;
+	if (attention & ATTENTION_PAUSE) {
+		vcpu_exit(vcpu, EXIT_PAUSED, 0);
+		return true;
+	}
+	return window_due(vcpu, attention) || activity_due(vcpu);
 }
 
 enum run_verdict vcpu_boundary(struct vcpu *vcpu)
@@ -197,10 +248,15 @@ enum run_verdict vcpu_boundary(struct vcpu *vcpu)
 			return RUN_ENDED;
 		if (attention & ATTENTION_HOLD)
 			vcpu_hold_point(vcpu);
-		if (!exit_due(vcpu, attention))
+		if (exit_due(vcpu, attention)) {
+			if (vcpu_exchange(vcpu) == RUN_ENDED)
+				return RUN_ENDED;
+		} else if (vcpu->common->rest.activity == ACTIVITY_WAIT_FOR_SIPI) {
+			kick_await(vcpu);
+		} else {
+			debug_enter(vcpu);
 			return RUN_GO;
-		if (vcpu_exchange(vcpu) == RUN_ENDED)
-			return RUN_ENDED;
+		}
 	}
 }
 

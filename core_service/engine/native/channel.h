@@ -42,14 +42,15 @@ enum channel_type {
 	CHANNEL_GET_STATE = 22,   /* struct channel_run (index, vmm.reply.wanted) */
 	CHANNEL_SET_STATE = 23,   /* struct channel_run (index, vmm.charged, vmm.scalar, vmm.segment); see CHANNEL_FPU */
 	CHANNEL_WRITTEN = 24,     /* struct channel_range (gpa, size): somebody wrote guest memory */
-	CHANNEL_GET_CPUID = 25,   /* struct channel_vcpu (index): the table as it stands; at first, all that the engine has */
+	CHANNEL_GET_CPUID = 25,   /* struct channel_vcpu (index): the table as it stands; at first, all that the engine has.
+	                           * The vCPU is stopped */
 	CHANNEL_SET_CPUID = 26,   /* struct channel_cpuid: the whole table, of a vCPU that never ran */
 	CHANNEL_SET_MSR_FILTER = 27, /* struct channel_msr_filter: instead of the one before; the first is empty */
 };
 
 /* CHANNEL_EXIT, STATE, RUN and SET_STATE are followed by VCPU_FPU_BYTES of the FPU's area when VCPU_FPU_BIT is set
- * in valid[1] or charged[1], and by nothing when it is not. With the page transport it is in the page instead, for
- * CHANNEL_RUN too. */
+ * in valid[1] or charged[1], and by nothing when it is not: the packet alone says how long it is, whichever transport
+ * the vCPU has. Only exits and runs by the page have it in the page. */
 
 enum channel_status {
 	CHANNEL_OK = 0,

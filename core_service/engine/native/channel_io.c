@@ -64,10 +64,16 @@ enum channel_event channel_receive(struct packet *packet)
 	return CHANNEL_PACKET;
 }
 
+static void send_parts(struct iovec *part, size_t parts)
+{
+	struct msghdr header = {.msg_iov = part, .msg_iovlen = parts};
+	while (sendmsg(CHANNEL_FD, &header, MSG_NOSIGNAL) < 0 && errno == EINTR)
+		continue;
+}
+
 static void send_packet(const void *message, size_t size)
 {
-	while (send(CHANNEL_FD, message, size, MSG_NOSIGNAL) < 0 && errno == EINTR)
-		continue;
+	send_parts(&(struct iovec){.iov_base = (void *)message, .iov_len = size}, 1);
 }
 
 void channel_send_hello(const struct vm *vm)
@@ -111,18 +117,26 @@ void channel_die(enum channel_status status, const struct failure *failure)
 	_exit(1);
 }
 
-static void send_half(uint32_t type, uint32_t id, uint32_t index, const struct vcpu_engine_half *half)
+static void send_half(struct channel_header header, uint32_t index, const struct vcpu_engine_half *half,
+		      const uint8_t *fpu)
 {
-	struct channel_exit message = {.header = {.type = type, .id = id}, .index = index, .engine = *half};
-	send_packet(&message, sizeof(message));
+	struct channel_exit message = {.header = header, .index = index, .engine = *half};
+	struct iovec part[] = {{.iov_base = &message, .iov_len = sizeof(message)},
+			       {.iov_base = (void *)fpu, .iov_len = VCPU_FPU_BYTES}};
+	send_parts(part, half->valid[1] >> VCPU_FPU_BIT & 1 ? 2 : 1);
 }
 
-void channel_send_state(uint32_t id, uint32_t index, const struct vcpu_engine_half *half)
+void channel_send_state(uint32_t id, uint32_t index, const struct vcpu_engine_half *half, const uint8_t *fpu)
 {
-	send_half(CHANNEL_STATE, id, index, half);
+	send_half((struct channel_header){.type = CHANNEL_STATE, .id = id}, index, half, fpu);
 }
 
 void channel_send_exit(const struct vcpu *vcpu)
 {
-	send_half(CHANNEL_EXIT, 0, vcpu->index, vcpu->half);
+	send_half((struct channel_header){.type = CHANNEL_EXIT}, vcpu->index, vcpu->half, vcpu->fpu_valid);
+}
+
+void channel_send_cpuid(const struct channel_cpuid *table)
+{
+	send_packet(table, sizeof(*table));
 }

@@ -16,6 +16,9 @@ struct packet {
 		struct channel_vcpu vcpu;
 		struct channel_range range;
 		struct channel_run run;
+		struct channel_cpuid cpuid;
+		struct channel_msr_filter msr_filter;
+		uint8_t bytes[sizeof(struct channel_run) + VCPU_FPU_BYTES];
 	} message;
 	size_t size;
 	int fd;         /* -1, or the one descriptor that came with it; the receiver closes it */
@@ -29,7 +32,9 @@ enum channel_event channel_receive(struct packet *);
 
 void channel_send_hello(const struct vm *);
 void channel_send_response(uint32_t id, enum channel_status, const struct failure *);
-void channel_send_state(uint32_t id, uint32_t index, const struct vcpu_engine_half *);
+/* `fpu` is sent where it is valid. */
+void channel_send_state(uint32_t id, uint32_t index, const struct vcpu_engine_half *, const uint8_t *fpu);
+void channel_send_cpuid(const struct channel_cpuid *);
 /* The vCPU's thread: the exit in vcpu->half. */
 void channel_send_exit(const struct vcpu *);
 

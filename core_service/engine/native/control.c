@@ -6,7 +6,9 @@
 
 #include "channel_io.h"
 #include "failure.h"
+#include "hold.h"
 #include "memory.h"
+#include "table.h"
 #include "vcpu.h"
 
 /* A handler answers by its status; one that has answered itself says so. */
@@ -70,20 +72,88 @@ static enum channel_status request_window(struct vm *vm, const struct packet *pa
 	return status;
 }
 
+/* What follows struct channel_run; the packet's size was checked. */
+static const uint8_t *fpu_charged(const struct packet *packet)
+{
+	return packet->size > sizeof(struct channel_run) ? packet->message.bytes + sizeof(struct channel_run) : NULL;
+}
+
 /* CHANNEL_RUN, CHANNEL_GET_STATE, CHANNEL_SET_STATE: the stopped vCPU's own thread serves them. */
 static enum channel_status command(struct vm *vm, const struct packet *packet, struct failure *failure)
 {
 	const struct channel_run *run = &packet->message.run;
 	struct vcpu_engine_half state;
-	struct command command = {.type = run->header.type, .run = run, .state = &state, .failure = failure};
+	uint8_t fpu[VCPU_FPU_BYTES];
+	struct command command = {.type = run->header.type,
+				  .exit_seq = run->exit_seq,
+				  .vmm = &run->vmm,
+				  .fpu = fpu_charged(packet),
+				  .state = &state,
+				  .fpu_state = fpu,
+				  .failure = failure};
 	struct vcpu *vcpu;
 	enum channel_status status = find(vm, run->index, &vcpu, failure);
 	if (status == CHANNEL_OK)
 		status = vcpu_command(vcpu, &command);
 	if (status != CHANNEL_OK || command.type != CHANNEL_GET_STATE)
 		return status;
-	channel_send_state(run->header.id, run->index, &state);
+	channel_send_state(run->header.id, run->index, &state, fpu);
 	return ANSWERED;
+}
+
+static enum channel_status no_cpuid(struct failure *failure)
+{
+	return failed(failure, CHANNEL_UNSUPPORTED, "%s: CPUID cannot be set", backend.name);
+}
+
+static enum channel_status get_cpuid(struct vm *vm, const struct packet *packet, struct failure *failure)
+{
+	const struct channel_vcpu *request = &packet->message.vcpu;
+	struct channel_cpuid table = {.header = {.type = CHANNEL_CPUID, .id = request->header.id},
+				      .index = request->index};
+	struct command command = {.type = CHANNEL_GET_CPUID, .leaf = table.leaf, .failure = failure};
+	struct vcpu *vcpu;
+	enum channel_status status = find(vm, request->index, &vcpu, failure);
+	if (status == CHANNEL_OK && !(vm->capabilities & ENGINE_CPUID))
+		status = no_cpuid(failure);
+	if (status == CHANNEL_OK)
+		status = vcpu_command(vcpu, &command);
+	if (status != CHANNEL_OK)
+		return status;
+	table.leaves = command.leaves;
+	channel_send_cpuid(&table);
+	return ANSWERED;
+}
+
+static enum channel_status set_cpuid(struct vm *vm, const struct packet *packet, struct failure *failure)
+{
+	struct channel_cpuid table = packet->message.cpuid;
+	struct command command = {
+		.type = CHANNEL_SET_CPUID, .leaf = table.leaf, .leaves = table.leaves, .failure = failure};
+	struct vcpu *vcpu;
+	enum channel_status status = find(vm, table.index, &vcpu, failure);
+	if (status == CHANNEL_OK && !(vm->capabilities & ENGINE_CPUID))
+		status = no_cpuid(failure);
+	if (status == CHANNEL_OK)
+		status = table_check_cpuid(&table, failure);
+	if (status == CHANNEL_OK)
+		status = vcpu_command(vcpu, &command);
+	/* One that is not stopped has run. */
+	return status == CHANNEL_NOT_STOPPED ? failed(failure, CHANNEL_STARTED, "vCPU %u runs", table.index) : status;
+}
+
+static enum channel_status set_msr_filter(struct vm *vm, const struct packet *packet, struct failure *failure)
+{
+	const struct channel_msr_filter *filter = &packet->message.msr_filter;
+	if (!(vm->capabilities & ENGINE_MSR_FILTER))
+		return failed(failure, CHANNEL_UNSUPPORTED, "%s: no MSR filter", backend.name);
+	enum channel_status status = table_check_msrs(filter, failure);
+	if (status != CHANNEL_OK)
+		return status;
+	hold_begin(vm);
+	status = backend.set_msr_filter(vm, filter->range, filter->ranges, failure);
+	hold_end(vm);
+	return status;
 }
 
 static const struct {
@@ -100,7 +170,20 @@ static const struct {
 	[CHANNEL_GET_STATE] = {sizeof(struct channel_run), false, command},
 	[CHANNEL_SET_STATE] = {sizeof(struct channel_run), false, command},
 	[CHANNEL_WRITTEN] = {sizeof(struct channel_range), false, written},
+	[CHANNEL_GET_CPUID] = {sizeof(struct channel_vcpu), false, get_cpuid},
+	[CHANNEL_SET_CPUID] = {sizeof(struct channel_cpuid), false, set_cpuid},
+	[CHANNEL_SET_MSR_FILTER] = {sizeof(struct channel_msr_filter), false, set_msr_filter},
 };
+
+static size_t size_wanted(const struct packet *packet)
+{
+	uint32_t type = packet->message.header.type;
+	size_t size = requests[type].size;
+	bool charges = type == CHANNEL_RUN || type == CHANNEL_SET_STATE;
+	if (charges && packet->size >= size && packet->message.run.vmm.charged[1] >> VCPU_FPU_BIT & 1)
+		size += VCPU_FPU_BYTES;
+	return size;
+}
 
 static enum channel_status handle(struct vm *vm, const struct packet *packet, struct failure *failure)
 {
@@ -111,9 +194,9 @@ static enum channel_status handle(struct vm *vm, const struct packet *packet, st
 		return failed(failure, CHANNEL_BAD_MESSAGE, "packet truncated, or several descriptors");
 	if (type >= sizeof(requests) / sizeof(requests[0]) || !requests[type].handle)
 		return failed(failure, CHANNEL_BAD_MESSAGE, "unknown message type %u", type);
-	if (packet->size != requests[type].size)
+	if (packet->size != size_wanted(packet))
 		return failed(failure, CHANNEL_BAD_MESSAGE, "message type %u: %zu bytes, %zu wanted", type,
-			      packet->size, requests[type].size);
+			      packet->size, size_wanted(packet));
 	if (packet->fd >= 0 && !requests[type].takes_fd)
 		return failed(failure, CHANNEL_BAD_MESSAGE, "message type %u takes no descriptor", type);
 	return requests[type].handle(vm, packet, failure);

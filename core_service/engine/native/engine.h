@@ -89,13 +89,14 @@ struct backend {
 	/* What vcpu_boundary() needs; on the vCPU's thread, at an instruction boundary.
 	 * event_flags: EXIT_IF, EXIT_INTERRUPTIBLE and, with EXIT_NMI_WINDOW in exit_reasons, EXIT_NMI_OPEN as they
 	 * are now, after injections not yet delivered.
-	 * inject: enter or pend the event (INJECT_*), which was checked: a well-formed one, and an interrupt
-	 * only with EXIT_INTERRUPTIBLE. False when it did not enter; it must then never enter. */
+	 * inject: enter or pend the event (INJECT_*), which was checked: a well-formed one of a kind that the engine
+	 * has (ENGINE_INTERRUPTS, ...), and an interrupt only with EXIT_INTERRUPTIBLE. False when it did not enter; it must then never enter. */
 	uint32_t (*event_flags)(struct vcpu *);
 	bool (*inject)(struct vcpu *, uint32_t injection, uint32_t error);
 
-	/* With ENGINE_CPUID; on the vCPU's thread, before its first run. get_cpuid fills `leaf` and returns how many,
-	 * at most CHANNEL_CPUID_LEAVES. */
+	/* With ENGINE_CPUID; on the vCPU's thread while it is stopped, set_cpuid only before its first run. get_cpuid
+	 * fills `leaf` and returns how many, at most CHANNEL_CPUID_LEAVES. The table given to set_cpuid is checked: known
+	 * flags, and no leaf twice. */
 	uint32_t (*get_cpuid)(struct vcpu *, struct cpuid_leaf *leaf);
 	enum channel_status (*set_cpuid)(struct vcpu *, const struct cpuid_leaf *, uint32_t leaves, struct failure *);
 	/* With ENGINE_MSR_FILTER; on the control thread, vCPUs held. The ranges are checked. */
@@ -124,7 +125,9 @@ enum run_verdict {
 
 /* Publish the exit that stands in vcpu->half->exit (and data), sleep until the VMM runs the vCPU again,
  * and copy its reply into vcpu->reply, checked. The registers that the VMM wants are read by read_state
- * in here, where the exit is not EXIT_MID_INSTRUCTION. FETCH, malformed replies, written ranges, and
+ * in here, where the exit is not EXIT_MID_INSTRUCTION, and so are the event flags. What an exit in the middle of
+ * the instruction left to be done is done first, also where the instruction ends in an exit of the backend's own
+ * (EXIT_MEMORY_FAULT, EXIT_INTERNAL_ERROR). FETCH, malformed replies, written ranges, and
  * GET_STATE and SET_STATE of the channel are answered inside. The backend sees a reply once.
  * Bookkeeping of pause_ack and window_ack is done here by reason. */
 enum run_verdict vcpu_exchange(struct vcpu *);
@@ -156,8 +159,9 @@ bool vcpu_owes_boundary(struct vcpu *);
 void vcpu_halt(struct vcpu *, uint64_t ip, uint32_t length);
 void vcpu_shut_down(struct vcpu *);
 
-/* With ENGINE_DEBUG: what was to be debugged has happened, `status` in DR6's layout, `linear` the address of the
- * instruction that comes next. Called at the boundary, instead of an exchange; vcpu_boundary() publishes it. */
+/* With ENGINE_DEBUG: what was to be debugged has happened, `status` in DR6's layout (VCPU_DEBUG_STEP and bits 0 to 3),
+ * `linear` the address of the instruction that comes next. Called at the boundary, instead of an exchange;
+ * vcpu_boundary() publishes it. */
 void vcpu_debugged(struct vcpu *, uint32_t status, uint64_t linear);
 
 /* The size of the next part of an access to a device's memory: at most 8 bytes, a power of two; what is not a
@@ -181,8 +185,15 @@ struct vcpu {
 	/* The reply, private and checked: sizes within bounds, injection well-formed, unknown bits refused. */
 	struct vcpu_vmm_half reply;
 
-	/* With ENGINE_DEBUG; they change at boundaries only. */
-	bool stepping;           /* execute one instruction, then call vcpu_debugged() */
+	/* With ENGINE_DEBUG; `debug` changes at boundaries only.
+	 * stepping: execute one instruction, then call vcpu_debugged(). Set when vcpu_boundary() answers RUN_GO, and
+	 * when an exit in the middle of an instruction is answered. From such an exit on the backend need not report the
+	 * step: vcpu_owes_boundary() has the instruction finished, and vcpu_boundary() publishes EXIT_DEBUG by itself.
+	 * step_over: no execution breakpoint fires at the instruction where the vCPU stands. Set by every exit at a
+	 * boundary; the backend clears it once it has executed an instruction or delivered an event. It survives a kick
+	 * or a hold before that, and a breakpoint that was not reached yet is not lost by them. */
+	bool stepping;
+	bool step_over;
 	struct vcpu_debug debug; /* the VMM's breakpoints, checked; control is 0 where there are none */
 
 	/* FPU state: read_state fills fpu_valid when VCPU_FPU_BIT is wanted. */

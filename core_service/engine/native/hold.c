@@ -2,6 +2,7 @@
 #include "hold.h"
 
 #include "futex.h"
+#include "kick.h"
 #include "vm.h"
 
 /* A kick is not lost, but a vCPU may be kicked just before it enters; ask again after this time. */
@@ -14,7 +15,7 @@ void hold_begin(struct vm *vm)
 	for (uint32_t i = 0; i < atomic_load(&vm->vcpus); i++) {
 		struct vcpu *vcpu = vm->vcpu[i];
 		while (atomic_load(&vcpu->common->phase) == PHASE_GUEST) {
-			backend.kick(vcpu);
+			kick(vcpu);
 			futex_sleep(&vcpu->common->phase, PHASE_GUEST, HOLD_RETRY_NS);
 		}
 	}

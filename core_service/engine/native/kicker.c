@@ -5,6 +5,7 @@
 
 #include "failure.h"
 #include "futex.h"
+#include "kick.h"
 #include "vcpu.h"
 #include "vm.h"
 
@@ -24,7 +25,7 @@ static void kick_where_asked(struct vm *vm)
 		vcpu->common->kick_seen = seq;
 		/* One that does not execute guest code looks at its counters before it does. */
 		if (atomic_load(&vcpu->common->phase) == PHASE_GUEST)
-			backend.kick(vcpu);
+			kick(vcpu);
 	}
 }
 

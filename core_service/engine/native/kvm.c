@@ -142,7 +142,8 @@ static enum channel_status vm_create(struct vm *vm, struct failure *failure)
 
 const struct backend backend = {
 	.name = "kvm",
-	.capabilities = ENGINE_FPU | ENGINE_SMP | ENGINE_PARALLEL,
+	.capabilities = ENGINE_FPU | ENGINE_SMP | ENGINE_PARALLEL | ENGINE_INTERRUPTS | ENGINE_NMI |
+			ENGINE_EXCEPTIONS | ENGINE_PAGING | ENGINE_LONG_MODE,
 	.max_vcpus = CHANNEL_VCPUS,
 	.registers = {KVM_SCALARS, KVM_SEGMENTS},
 	.exit_reasons = REASON(EXIT_STARTUP) | REASON(EXIT_PORT) | REASON(EXIT_MMIO) | REASON(EXIT_MSR) |

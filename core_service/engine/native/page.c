@@ -102,6 +102,8 @@ void page_copy_reply(struct vcpu_vmm_half *to, const struct vcpu_vmm_half *from,
 		copy_once(to->scalar, from->scalar, REG_SCALARS * sizeof(to->scalar[0]));
 	if (to->charged[1])
 		copy_once(to->segment, from->segment, SEG_SEGMENTS * sizeof(to->segment[0]));
+	if (to->reply.flags & REPLY_BREAKPOINTS)
+		copy_once(&to->debug, &from->debug, sizeof(to->debug));
 }
 
 void page_copy_fpu(struct vcpu *vcpu)

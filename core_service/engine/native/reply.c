@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "reply.h"
 
-#define KNOWN_FLAGS (REPLY_COMPLETE | REPLY_FETCH | REPLY_FAULT | REPLY_WITHDRAW_WINDOW)
+#include "debug.h"
+
+#define ALWAYS_FLAGS (REPLY_COMPLETE | REPLY_FETCH | REPLY_FAULT | REPLY_WITHDRAW_WINDOW)
+#define RUNNING_FLAGS (REPLY_COMPLETE | REPLY_FAULT | REPLY_STEP | REPLY_NMI_WINDOW | REPLY_BREAKPOINTS)
 #define INJECT_KNOWN (INJECT_VALID | INJECT_ERROR_CODE | 7u << INJECT_TYPE_SHIFT | 0xffu)
 #define EXCEPTIONS 32u /* vectors of exceptions: SDM vol. 3, 6.2 */
 
@@ -10,18 +13,28 @@ static bool charges(const struct vcpu_vmm_half *half)
 	return half->charged[0] || half->charged[1];
 }
 
-static bool flags_fit(const struct vcpu_vmm_half *half, const struct vcpu_exit *exit)
+static uint32_t known_flags(const struct vm *vm)
 {
-	const struct vcpu_reply *reply = &half->reply;
-	if (reply->flags & ~KNOWN_FLAGS)
+	uint32_t known = ALWAYS_FLAGS;
+	if (vm->capabilities & ENGINE_DEBUG)
+		known |= REPLY_STEP | REPLY_BREAKPOINTS;
+	if (backend.exit_reasons >> EXIT_NMI_WINDOW & 1)
+		known |= REPLY_NMI_WINDOW;
+	return known;
+}
+
+static bool flags_fit(const struct vcpu *vcpu, const struct vcpu_exit *exit)
+{
+	const struct vcpu_reply *reply = &vcpu->reply.reply;
+	if (reply->flags & ~known_flags(vcpu->vm))
 		return false;
 	if (reply->flags & REPLY_FAULT && exit->reason != EXIT_MSR)
 		return false;
-	bool runs = reply->flags & (REPLY_COMPLETE | REPLY_FAULT) || reply->injection || charges(half);
+	bool runs = reply->flags & RUNNING_FLAGS || reply->injection || charges(&vcpu->reply);
 	return !(reply->flags & REPLY_FETCH && runs);
 }
 
-static bool injection_fits(uint32_t injection)
+static bool injection_fits(const struct vm *vm, uint32_t injection)
 {
 	if (!injection)
 		return true;
@@ -29,10 +42,11 @@ static bool injection_fits(uint32_t injection)
 		return false;
 	switch (injection >> INJECT_TYPE_SHIFT & 7) {
 	case INJECT_INTERRUPT:
+		return vm->capabilities & ENGINE_INTERRUPTS && !(injection & INJECT_ERROR_CODE);
 	case INJECT_NMI:
-		return !(injection & INJECT_ERROR_CODE);
+		return vm->capabilities & ENGINE_NMI && !(injection & INJECT_ERROR_CODE);
 	case INJECT_EXCEPTION:
-		return (injection & 0xff) < EXCEPTIONS;
+		return vm->capabilities & ENGINE_EXCEPTIONS && (injection & 0xff) < EXCEPTIONS;
 	default:
 		return false;
 	}
@@ -50,11 +64,11 @@ static bool ranges_fit(const struct vcpu_reply *reply)
 	return true;
 }
 
-enum vcpu_refusal reply_check_registers(const struct vcpu_vmm_half *half, const uint64_t accepted[2])
+enum vcpu_refusal reply_check_registers(const struct vcpu *vcpu, const struct vcpu_vmm_half *half)
 {
-	if (half->charged[0] & ~accepted[0] || half->charged[1] & ~accepted[1])
+	if (half->charged[0] & ~vcpu->vm->registers[0] || half->charged[1] & ~vcpu->vm->registers[1])
 		return REFUSED_REGISTERS;
-	if (half->charged[0] >> REG_ACTIVITY & 1 && half->scalar[REG_ACTIVITY] > ACTIVITY_SHUTDOWN)
+	if (half->charged[0] >> REG_ACTIVITY & 1 && half->scalar[REG_ACTIVITY] > ACTIVITY_WAIT_FOR_SIPI)
 		return REFUSED_ACTIVITY;
 	return REFUSED_NONE;
 }
@@ -62,23 +76,22 @@ enum vcpu_refusal reply_check_registers(const struct vcpu_vmm_half *half, const 
 enum vcpu_refusal reply_check(const struct vcpu *vcpu, const struct vcpu_exit *exit)
 {
 	const struct vcpu_reply *reply = &vcpu->reply.reply;
-	if (!flags_fit(&vcpu->reply, exit))
+	if (!flags_fit(vcpu, exit))
 		return REFUSED_FLAGS;
-	if (!injection_fits(reply->injection))
+	if (!injection_fits(vcpu->vm, reply->injection))
 		return REFUSED_INJECTION;
 	if (reply->written_count > VCPU_WRITTEN_RANGES && reply->written_count != VCPU_WRITTEN_ALL)
 		return REFUSED_WRITTEN_COUNT;
 	if (!ranges_fit(reply))
 		return REFUSED_WRITTEN_RANGE;
-	uint64_t accepted[2] = {vcpu->vm->registers[0], vcpu->vm->registers[1]};
-	if (!vcpu->page)
-		accepted[1] &= ~(1ull << VCPU_FPU_BIT); /* the stream transport has no place for the area */
-	return reply_check_registers(&vcpu->reply, accepted);
+	if (reply->flags & REPLY_BREAKPOINTS && !debug_fits(vcpu->vm, &vcpu->reply.debug))
+		return REFUSED_BREAKPOINTS;
+	return reply_check_registers(vcpu, &vcpu->reply);
 }
 
 const char *reply_refusal_name(enum vcpu_refusal refusal)
 {
-	static const char *const names[] = {"nothing",       "flags",     "injection", "written_count",
-					    "written range", "registers", "activity",  "state"};
+	static const char *const names[] = {"nothing",   "flags",    "injection", "written_count", "written range",
+					    "registers", "activity", "state",     "breakpoints"};
 	return names[refusal];
 }

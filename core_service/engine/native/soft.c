@@ -207,7 +207,8 @@ static void run_vcpu(struct vcpu *vcpu)
 
 const struct backend backend = {
 	.name = "soft",
-	.capabilities = ENGINE_FPU | ENGINE_SMP,
+	.capabilities = ENGINE_FPU | ENGINE_SMP | ENGINE_INTERRUPTS | ENGINE_NMI | ENGINE_EXCEPTIONS |
+			ENGINE_PAGING | ENGINE_LONG_MODE,
 	.max_vcpus = CHANNEL_VCPUS,
 	.registers = {SOFT_SCALARS, SOFT_SEGMENTS},
 	.exit_reasons = REASON(EXIT_STARTUP) | REASON(EXIT_PORT) | REASON(EXIT_MMIO) | REASON(EXIT_MSR) |

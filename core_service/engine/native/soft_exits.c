@@ -8,7 +8,6 @@
 #include "soft.h"
 
 #define FLAG_INTERRUPT (1u << 9)
-#define LARGEST_ACCESS 16u
 
 static struct vcpu_exit *exit_here(struct soft_vcpu *soft, enum vcpu_exit_reason reason, uint32_t flags)
 {
@@ -68,31 +67,19 @@ void soft_out(void *devices, uint16_t port, uint32_t value, unsigned bytes)
 
 /* ---- devices in memory */
 
-/* The contract knows 1, 2, 4, 8 and 16 bytes. Others are cut so that the parts are aligned: those that end at
- * a page's end (3 + 5 bytes of an 8-byte access), and vectors of 32 and 64 bytes. */
-static uint32_t access_size(uint64_t gpa, uint32_t bytes)
-{
-	bool whole = bytes <= LARGEST_ACCESS && !(bytes & (bytes - 1));
-	uint32_t size = whole ? bytes : LARGEST_ACCESS;
-	while (size > bytes || (!whole && gpa & (size - 1)))
-		size /= 2;
-	return size;
-}
-
 static void read_once(struct soft_vcpu *soft, uint64_t gpa, uint32_t size, uint8_t *data)
 {
 	struct vcpu_exit *exit = exit_here(soft, EXIT_MMIO, EXIT_READ);
 	exit->address = gpa;
 	exit->size = size;
 	exit->count = 1;
-	const struct vcpu_reply *reply = exchange(soft);
-	memcpy(data, size > sizeof(reply->value) ? (const void *)soft->vcpu->reply.data : &reply->value, size);
+	memcpy(data, &exchange(soft)->value, size);
 }
 
 void soft_read_mmio(struct soft_vcpu *soft, uint64_t gpa, uint32_t bytes, void *data)
 {
 	for (uint32_t done = 0, size; done < bytes; done += size) {
-		size = access_size(gpa + done, bytes - done);
+		size = vcpu_access_size(gpa + done, bytes - done);
 		read_once(soft, gpa + done, size, (uint8_t *)data + done);
 	}
 }
@@ -103,17 +90,14 @@ static void write_once(struct soft_vcpu *soft, uint64_t gpa, uint32_t size, cons
 	exit->address = gpa;
 	exit->size = size;
 	exit->count = 1;
-	if (size > sizeof(exit->value))
-		memcpy(soft->vcpu->half->data, data, size);
-	else
-		memcpy(&exit->value, data, size);
+	memcpy(&exit->value, data, size);
 	exchange(soft);
 }
 
 void soft_write_mmio(struct soft_vcpu *soft, uint64_t gpa, uint32_t bytes, const void *data, bool protected)
 {
 	for (uint32_t done = 0, size; done < bytes; done += size) {
-		size = access_size(gpa + done, bytes - done);
+		size = vcpu_access_size(gpa + done, bytes - done);
 		write_once(soft, gpa + done, size, (const uint8_t *)data + done,
 			   protected ? EXIT_WRITE_PROTECTED : 0);
 	}

@@ -1,8 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "vcpu.h"
 
+#include <string.h>
+
 #include "boundary.h"
 #include "channel_io.h"
+#include "debug.h"
 #include "failure.h"
 #include "futex.h"
 #include "hold.h"
@@ -57,12 +60,19 @@ unsigned vcpu_attention(struct vcpu *vcpu)
 		attention |= ATTENTION_PAUSE;
 	if (asked(&common->window, window_word(vcpu)))
 		attention |= ATTENTION_WINDOW;
+	if (common->nmi_window)
+		attention |= ATTENTION_NMI_WINDOW;
 	return attention;
 }
 
-void vcpu_withdraw_window(struct vcpu *vcpu)
+static void renew_windows(struct vcpu *vcpu)
 {
-	acknowledge(&vcpu->common->window, window_word(vcpu));
+	struct vcpu_common *common = vcpu->common;
+	if (vcpu->reply.reply.flags & REPLY_WITHDRAW_WINDOW) {
+		acknowledge(&common->window, window_word(vcpu));
+		common->nmi_window = false;
+	}
+	common->nmi_window |= (vcpu->reply.reply.flags & REPLY_NMI_WINDOW) != 0;
 }
 
 struct vcpu_exit *vcpu_exit(struct vcpu *vcpu, enum vcpu_exit_reason reason, uint32_t flags)
@@ -80,6 +90,8 @@ static void publish(struct vcpu *vcpu)
 		half->pause_ack = acknowledge(&common->pause, pause_word(vcpu));
 	if (half->exit.reason == EXIT_WINDOW)
 		half->window_ack = acknowledge(&common->window, window_word(vcpu));
+	if (half->exit.reason == EXIT_NMI_WINDOW)
+		common->nmi_window = false;
 	half->exit.injection = common->injection_result;
 	common->injection_result = INJECTION_NONE;
 	half->exit_seq = ++common->exit_seq;
@@ -96,7 +108,10 @@ static void publish(struct vcpu *vcpu)
 static void read_wanted(struct vcpu *vcpu, const uint64_t wanted[2])
 {
 	static const uint64_t nothing[2];
+	struct vcpu_exit *exit = &vcpu->half->exit;
 	boundary_read(vcpu, vcpu->common->mid_instruction ? nothing : wanted);
+	if (!vcpu->common->mid_instruction)
+		exit->flags = (exit->flags & ~EVENT_FLAGS) | boundary_flags(vcpu);
 }
 
 /* How many bytes of reply.data the exit asks for. */
@@ -110,14 +125,31 @@ static void take_reply(struct vcpu *vcpu, const struct vcpu_vmm_half *from)
 {
 	atomic_store(&vcpu->common->phase, PHASE_REPLYING);
 	page_copy_reply(&vcpu->reply, from, data_wanted(&vcpu->half->exit));
+	vcpu->common->fpu_came = false;
+}
+
+static void take_run(struct vcpu *vcpu, const struct command *command)
+{
+	take_reply(vcpu, command->vmm);
+	vcpu->common->fpu_came = command->fpu != NULL;
+	if (command->fpu)
+		memcpy(vcpu->common->fpu_run, command->fpu, VCPU_FPU_BYTES);
+}
+
+/* Not before the reply was checked: one that is refused leaves what waits for the boundary alone. */
+static void take_fpu(struct vcpu *vcpu)
+{
+	if (vcpu->common->fpu_came)
+		memcpy(vcpu->fpu_charged, vcpu->common->fpu_run, VCPU_FPU_BYTES);
+	else if (vcpu->reply.charged[1] & FPU)
+		page_copy_fpu(vcpu);
 }
 
 static enum channel_status set_state(struct vcpu *vcpu, const struct command *command)
 {
-	struct vcpu_vmm_half charged = command->run->vmm;
-	const uint64_t accepted[2] = {vcpu->vm->registers[0], vcpu->vm->registers[1] & ~FPU};
-	enum vcpu_refusal refusal = reply_check_registers(&charged, accepted);
-	if (!refusal && !boundary_charge(vcpu, &charged, NULL))
+	struct vcpu_vmm_half charged = *command->vmm;
+	enum vcpu_refusal refusal = reply_check_registers(vcpu, &charged);
+	if (!refusal && !boundary_charge(vcpu, &charged, command->fpu))
 		refusal = REFUSED_STATE;
 	if (refusal)
 		return failed(command->failure, CHANNEL_BAD_MESSAGE, "vCPU %u: %s refused", vcpu->index,
@@ -125,14 +157,34 @@ static enum channel_status set_state(struct vcpu *vcpu, const struct command *co
 	return CHANNEL_OK;
 }
 
+static void get_state(struct vcpu *vcpu, const struct command *command)
+{
+	read_wanted(vcpu, command->vmm->reply.wanted);
+	*command->state = *vcpu->half;
+	if (vcpu->half->valid[1] & FPU)
+		memcpy(command->fpu_state, vcpu->fpu_valid, VCPU_FPU_BYTES);
+}
+
+static enum channel_status serve_cpuid(struct vcpu *vcpu, struct command *command)
+{
+	if (command->type == CHANNEL_GET_CPUID) {
+		command->leaves = backend.get_cpuid(vcpu, command->leaf);
+		return CHANNEL_OK;
+	}
+	if (vcpu->common->exit_seq)
+		return failed(command->failure, CHANNEL_STARTED, "vCPU %u ran already", vcpu->index);
+	return backend.set_cpuid(vcpu, command->leaf, command->leaves, command->failure);
+}
+
 static enum channel_status perform(struct vcpu *vcpu, struct command *command)
 {
-	const struct channel_run *run = command->run;
-	if (run->exit_seq && run->exit_seq != vcpu->common->exit_seq)
+	if (command->exit_seq && command->exit_seq != vcpu->common->exit_seq)
 		return failed(command->failure, CHANNEL_NOT_STOPPED, "vCPU %u is stopped at exit %u, not at %u",
-			      vcpu->index, vcpu->common->exit_seq, run->exit_seq);
+			      vcpu->index, vcpu->common->exit_seq, command->exit_seq);
+	if (command->type == CHANNEL_GET_CPUID || command->type == CHANNEL_SET_CPUID)
+		return serve_cpuid(vcpu, command);
 	if (command->type == CHANNEL_RUN) {
-		take_reply(vcpu, &run->vmm);
+		take_run(vcpu, command);
 		return CHANNEL_OK;
 	}
 	if (vcpu->common->mid_instruction)
@@ -140,10 +192,7 @@ static enum channel_status perform(struct vcpu *vcpu, struct command *command)
 			      "vCPU %u stands in the middle of an instruction", vcpu->index);
 	if (command->type == CHANNEL_SET_STATE)
 		return set_state(vcpu, command);
-	/* Not the FPU, whose area has no place in the answer. */
-	const uint64_t wanted[2] = {run->vmm.reply.wanted[0], run->vmm.reply.wanted[1] & ~FPU};
-	read_wanted(vcpu, wanted);
-	*command->state = *vcpu->half;
+	get_state(vcpu, command);
 	return CHANNEL_OK;
 }
 
@@ -221,8 +270,12 @@ static void forget_written(struct vcpu *vcpu)
 
 enum run_verdict vcpu_exchange(struct vcpu *vcpu)
 {
+	vcpu->common->mid_instruction = vcpu->half->exit.flags & EXIT_MID_INSTRUCTION;
+	if (!vcpu->common->mid_instruction) {
+		boundary_settle(vcpu);
+		debug_leave(vcpu);
+	}
 	struct vcpu_exit asked_exit = vcpu->half->exit;
-	vcpu->common->mid_instruction = asked_exit.flags & EXIT_MID_INSTRUCTION;
 	for (;;) {
 		read_wanted(vcpu, vcpu->reply.reply.wanted);
 		publish(vcpu);
@@ -237,13 +290,10 @@ enum run_verdict vcpu_exchange(struct vcpu *vcpu)
 			continue;
 		}
 		forget_written(vcpu);
-		if (vcpu->reply.reply.flags & REPLY_WITHDRAW_WINDOW)
-			vcpu_withdraw_window(vcpu);
+		renew_windows(vcpu);
 		if (vcpu->reply.reply.flags & REPLY_FETCH)
 			continue;
-		/* Not before the check: a reply that is refused leaves what waits for the boundary alone. */
-		if (vcpu->reply.charged[1] & FPU)
-			page_copy_fpu(vcpu);
+		take_fpu(vcpu);
 		boundary_owe(vcpu);
 		hold_enter_guest(vcpu);
 		return RUN_GO;
@@ -257,6 +307,6 @@ enum run_verdict vcpu_start_up(struct vcpu *vcpu)
 	vcpu->reply = (struct vcpu_vmm_half){0};
 	vcpu->reply.reply.wanted[0] = vcpu->vm->registers[0];
 	vcpu->reply.reply.wanted[1] = vcpu->vm->registers[1];
-	vcpu_exit(vcpu, EXIT_STARTUP, backend.event_flags(vcpu));
+	vcpu_exit(vcpu, EXIT_STARTUP, 0);
 	return vcpu_exchange(vcpu);
 }

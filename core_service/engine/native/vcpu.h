@@ -39,9 +39,14 @@ struct request {
 
 /* What the control thread asks of a stopped vCPU's thread. Lives on the control thread's stack until done. */
 struct command {
-	uint32_t type; /* CHANNEL_RUN, CHANNEL_GET_STATE or CHANNEL_SET_STATE */
-	const struct channel_run *run;
-	struct vcpu_engine_half *state; /* filled by CHANNEL_GET_STATE */
+	uint32_t type; /* of the request */
+	uint32_t exit_seq; /* where the vCPU must be stopped; 0 = whichever exit */
+	const struct vcpu_vmm_half *vmm; /* CHANNEL_RUN, GET_STATE, SET_STATE */
+	const uint8_t *fpu;              /* CHANNEL_RUN, SET_STATE: NULL where it is not charged */
+	struct vcpu_engine_half *state;  /* CHANNEL_GET_STATE fills it, and `fpu_state` when that is valid */
+	uint8_t *fpu_state;              /* VCPU_FPU_BYTES */
+	struct cpuid_leaf *leaf;         /* CHANNEL_GET_CPUID fills CHANNEL_CPUID_LEAVES at most, CHANNEL_SET_CPUID reads */
+	uint32_t leaves;                 /* of `leaf` */
 	struct failure *failure;
 	enum channel_status status;
 };
@@ -56,9 +61,19 @@ struct rest {
 /* What waits for the next instruction boundary. */
 struct owed {
 	bool complete;
+	bool step;        /* until the next exit at a boundary */
+	bool step_ends;   /* the instruction that is being finished is the step */
+	bool breakpoints; /* `debug` is to be in force */
+	struct vcpu_debug debug;
 	uint32_t injection;
 	uint32_t injection_error;
 	struct vcpu_vmm_half registers; /* charged, scalar, segment */
+};
+
+/* What the debugged guest did; not yet told while `status` is not zero. */
+struct debugged {
+	uint32_t status;
+	uint64_t linear;
 };
 
 struct vcpu_common {
@@ -67,6 +82,8 @@ struct vcpu_common {
 
 	/* commands: posted in phase CLAIMED, served by the vCPU's thread */
 	struct command *_Atomic command;
+	bool fpu_came; /* `fpu_run` came with the CHANNEL_RUN that is being checked */
+	uint8_t fpu_run[VCPU_FPU_BYTES];
 	_Atomic uint32_t control_seq; /* moves with every command and at the end */
 	_Atomic uint32_t served_seq;  /* moves with every command served */
 
@@ -74,12 +91,15 @@ struct vcpu_common {
 	_Atomic bool mid_instruction;
 
 	struct request pause, window;
+	bool nmi_window;        /* asked for; the vCPU's thread */
+	_Atomic uint32_t asleep; /* in phase GUEST, until it is kicked: see kick.h */
 	struct page_spinner spinner;
 	uint32_t kick_seen; /* the kicker thread's */
 
 	/* instruction boundary, see boundary.c */
 	struct owed owed;
 	struct rest rest;
+	struct debugged debugged;
 	enum vcpu_injection_result injection_result; /* goes into the next exit */
 
 	enum channel_status created; /* what vcpu_create said, and why */

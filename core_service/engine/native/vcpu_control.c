@@ -9,6 +9,7 @@
 
 #include "failure.h"
 #include "futex.h"
+#include "kick.h"
 #include "kicker.h"
 #include "page.h"
 #include "vcpu.h"
@@ -178,7 +179,7 @@ void vcpu_request(struct vcpu *vcpu, struct request *request)
 	/* Sequentially consistent with the phase: a vCPU that is not seen in GUEST sees the request first. */
 	atomic_fetch_add(&request->channel_seq, 1);
 	if (atomic_load(&vcpu->common->phase) == PHASE_GUEST)
-		backend.kick(vcpu);
+		kick(vcpu);
 }
 
 static void await_end(struct vcpu *vcpu)
@@ -186,7 +187,7 @@ static void await_end(struct vcpu *vcpu)
 	_Atomic uint32_t *phase = &vcpu->common->phase;
 	for (uint32_t now = atomic_load(phase); now != PHASE_ENDED; now = atomic_load(phase)) {
 		if (now == PHASE_GUEST)
-			backend.kick(vcpu);
+			kick(vcpu);
 		futex_sleep(phase, now, PAGE_WAIT_SLEEP_LIMIT_NS);
 	}
 }
