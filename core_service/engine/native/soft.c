@@ -72,6 +72,7 @@ static enum channel_status create_cpu(struct soft_vcpu *soft, struct failure *fa
 		return failed(failure, CHANNEL_UNSUPPORTED, "vCPU %u: Bochs refuses its own CPU model",
 			      soft->vcpu->index);
 	soft_reset_state(soft);
+	soft_cpuid_fill(soft);
 	return CHANNEL_OK;
 }
 
@@ -150,10 +151,8 @@ static struct vcpu_exit *exit_at_boundary(struct vcpu *vcpu, enum vcpu_exit_reas
 /* As many bytes of the instruction as can be had: to its page's end at most. */
 static void copy_instruction(const struct soft_vcpu *soft, struct vcpu_exit *exit)
 {
-	uint64_t linear = exit->ip, gpa, mask;
-	if (*bochs_u32(&soft->bochs, BOCHS_CPU_MODE) != BOCHS_LONG_64)
-		linear += bochs_segment(&soft->bochs, BOCHS_SEGMENTS, SEG_CS)->base;
-	if (!soft->bochs.translate(linear, &gpa, &mask, false, false))
+	uint64_t gpa, mask;
+	if (!soft->bochs.translate(soft_linear_ip(soft), &gpa, &mask, false, false))
 		return;
 	const struct region *region = memory_find(soft->vcpu->vm, gpa);
 	if (!region)
@@ -177,6 +176,12 @@ static enum run_verdict report_breakdown(struct soft_vcpu *soft)
 	return vcpu_exchange(soft->vcpu);
 }
 
+static enum run_verdict report_task_priority(struct soft_vcpu *soft)
+{
+	exit_at_boundary(soft->vcpu, EXIT_TPR, 0)->value = soft->bochs.task_priority(0);
+	return vcpu_exchange(soft->vcpu);
+}
+
 static enum run_verdict report(struct soft_vcpu *soft)
 {
 	switch (soft->stop) {
@@ -190,6 +195,11 @@ static enum run_verdict report(struct soft_vcpu *soft)
 		return report_fetch(soft);
 	case STOP_BROKEN:
 		return report_breakdown(soft);
+	case STOP_TPR:
+		return report_task_priority(soft);
+	case STOP_DEBUG:
+		soft_debug_report(soft);
+		return RUN_GO;
 	default:
 		return soft->ended ? RUN_ENDED : RUN_GO;
 	}
@@ -207,14 +217,14 @@ static void run_vcpu(struct vcpu *vcpu)
 
 const struct backend backend = {
 	.name = "soft",
-	.capabilities = ENGINE_FPU | ENGINE_SMP | ENGINE_INTERRUPTS | ENGINE_NMI | ENGINE_EXCEPTIONS |
-			ENGINE_PAGING | ENGINE_LONG_MODE,
+	.capabilities = ENGINE_INTERRUPTS | ENGINE_NMI | ENGINE_EXCEPTIONS | ENGINE_PAGING | ENGINE_LONG_MODE |
+			ENGINE_DEBUG | ENGINE_WATCH | ENGINE_CPUID | ENGINE_MSR_FILTER | ENGINE_FPU | ENGINE_SMP,
 	.max_vcpus = CHANNEL_VCPUS,
 	.registers = {SOFT_SCALARS, SOFT_SEGMENTS},
 	.exit_reasons = REASON(EXIT_STARTUP) | REASON(EXIT_PORT) | REASON(EXIT_MMIO) | REASON(EXIT_MSR) |
 			REASON(EXIT_HLT) | REASON(EXIT_SHUTDOWN) | REASON(EXIT_WINDOW) | REASON(EXIT_PAUSED) |
 			REASON(EXIT_COMPLETED) | REASON(EXIT_MEMORY_FAULT) | REASON(EXIT_INVALID_STATE) |
-			REASON(EXIT_INTERNAL_ERROR),
+			REASON(EXIT_INTERNAL_ERROR) | REASON(EXIT_NMI_WINDOW) | REASON(EXIT_DEBUG) | REASON(EXIT_TPR),
 	.vm_create = create_vm,
 	.vm_destroy = destroy_vm,
 	.map = soft_map,
@@ -228,4 +238,7 @@ const struct backend backend = {
 	.write_state = soft_write_state,
 	.event_flags = soft_event_flags,
 	.inject = soft_inject,
+	.get_cpuid = soft_get_cpuid,
+	.set_cpuid = soft_set_cpuid,
+	.set_msr_filter = soft_set_msr_filter,
 };

@@ -8,9 +8,10 @@
  *	soft_turn.c         which vCPU executes                 soft_execution.c in and out of guest code
  *	soft_state.c        registers                           soft_fpu.c       FPU state
  *	soft_state_check.c  states that no CPU can be in
- *	soft_event.c        injected events                     soft_breakdown.c what Bochs cannot execute
+ *	soft_event.c        injected events, and their windows  soft_breakdown.c what Bochs cannot execute
  *	soft_exits.c        I/O, MMIO and MSR exits             soft_code.c      memory and decoded code
- *	soft_cpuid.c        CPUID and TSC                       soft_options.c   the CPU model
+ *	soft_debug.c        steps and breakpoints               soft_clock.c     the TSC
+ *	soft_cpuid.c        CPUID                               soft_options.c   the CPU model
  *	soft_quiet.c        what Bochs calls and nobody needs   soft_crash.c     the end, should Bochs crash
  *	soft_python_stubs.c what the loader wants to see
  *
@@ -39,13 +40,15 @@ struct soft_vm {
 	uint64_t memory_generation;  /* moves with every map and unmap, while the vCPUs are held */
 	uint32_t *stamps;            /* owned; one table for all copies, see soft_code.c */
 	uint64_t start_ns;           /* TSC 0 */
+	struct msr_range filter[CHANNEL_MSR_RANGES]; /* changes while the vCPUs are held */
+	uint32_t filters;
 	struct soft_vcpu *vcpus;     /* owned: all that there ever were, since a kick may come late */
 	/* copies that can hold decoded code; changed and used only by who has the turn */
 	struct soft_vcpu *decoder[CHANNEL_VCPUS];
 };
 
 /* Why a vCPU left guest code, beyond what vcpu_boundary() finds by itself. */
-enum soft_stop { STOP_NONE, STOP_HALTED, STOP_SHUT_DOWN, STOP_FETCH, STOP_BROKEN };
+enum soft_stop { STOP_NONE, STOP_HALTED, STOP_SHUT_DOWN, STOP_FETCH, STOP_BROKEN, STOP_DEBUG, STOP_TPR };
 
 /* `detail` of EXIT_INTERNAL_ERROR. */
 enum soft_breakdown { BREAKDOWN_PANIC = 1, BREAKDOWN_ASSERTION };
@@ -68,6 +71,7 @@ struct soft_vcpu {
 	bool ended;     /* the VM ends */
 	bool yield;     /* the guest spins: give others a turn */
 	bool window;    /* leave as soon as an interrupt can be injected */
+	bool nmi_window; /* leave as soon as an NMI would be delivered */
 	uint32_t ticks; /* of this turn */
 	uint64_t memory_generation; /* that the TLB knows */
 	uint32_t injection, injection_error; /* to be delivered before the next instruction */
@@ -76,6 +80,11 @@ struct soft_vcpu {
 	uint32_t halt_length;
 	uint64_t fetch_gpa;
 	enum soft_breakdown breakdown;
+	uint64_t entry_icount;   /* instructions and exceptions until guest code was entered */
+	uint32_t debug_status;   /* what the next boundary has to tell of, in DR6's layout */
+	struct vcpu_debug armed; /* the breakpoints that the TLB knows */
+	struct cpuid_leaf cpuid[CHANNEL_CPUID_LEAVES];
+	uint32_t cpuid_leaves;
 };
 
 /* The vCPU whose thread this is; NULL on other threads. */
@@ -97,6 +106,21 @@ uint32_t soft_event_flags(struct vcpu *);
 bool soft_inject(struct vcpu *, uint32_t injection, uint32_t error);
 /* Inside cpu_loop, at a boundary. May not return: a fault in it starts cpu_loop over. */
 void soft_deliver(struct soft_vcpu *);
+/* Before guest code is entered: watch for the windows that the VMM asked for. */
+void soft_arm_windows(struct soft_vcpu *);
+/* Whether one was asked for since. */
+bool soft_windows_changed(const struct soft_vcpu *);
+/* At a boundary: whether one that is watched for is open, or can be at the next. */
+bool soft_window_open(const struct soft_vcpu *);
+bool soft_window_near(const struct soft_vcpu *);
+
+/* soft_debug.c */
+/* With the turn, before guest code is entered. */
+void soft_debug_begin(struct soft_vcpu *);
+/* At a boundary: whether a step or a breakpoint ends the run. */
+void soft_debug_boundary(struct soft_vcpu *);
+void soft_debug_report(struct soft_vcpu *);
+uint64_t soft_linear_ip(const struct soft_vcpu *);
 
 /* soft_code.c */
 enum channel_status soft_map(struct vm *, struct region *, struct failure *);
@@ -106,6 +130,7 @@ void soft_add_decoder(struct soft_vcpu *);
 void soft_remove_decoder(struct soft_vcpu *);
 
 /* soft_exits.c */
+enum channel_status soft_set_msr_filter(struct vm *, const struct msr_range *, uint32_t ranges, struct failure *);
 void soft_read_mmio(struct soft_vcpu *, uint64_t gpa, uint32_t bytes, void *data);
 void soft_write_mmio(struct soft_vcpu *, uint64_t gpa, uint32_t bytes, const void *data, bool protected);
 
@@ -120,6 +145,11 @@ bool soft_fpu_enterable(const struct bochs *, const uint8_t *area);
 void soft_write_fpu(const struct bochs *, const uint8_t *area);
 
 /* soft_cpuid.c */
+void soft_cpuid_fill(struct soft_vcpu *);
+uint32_t soft_get_cpuid(struct vcpu *, struct cpuid_leaf *leaf);
+enum channel_status soft_set_cpuid(struct vcpu *, const struct cpuid_leaf *, uint32_t leaves, struct failure *);
+
+/* soft_clock.c */
 uint64_t soft_clock_ns(void);
 
 /* soft_crash.c */

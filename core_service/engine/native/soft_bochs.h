@@ -154,6 +154,16 @@ struct bochs_leaf {
 	X(set_segment, "_ZN8BX_CPU_C19set_segment_ar_dataEP16bx_segment_reg_tbtmjt", bool, \
 	  (struct bochs_segment *, bool valid, uint16_t selector, uint64_t base, uint32_t limit, uint16_t rights)) \
 	X(forget_code, "_Z9handleSMCmj", void, (uint64_t gpa, uint32_t lines)) \
+	X(breakpoint_page, "_ZN8BX_CPU_C18hwbreakpoint_checkEmjj", bool, (uint64_t linear, unsigned, unsigned)) \
+	X(match_code, "_ZN8BX_CPU_C21code_breakpoint_matchEm", uint32_t, (uint64_t linear)) \
+	X(match_data, "_ZN8BX_CPU_C18hwbreakpoint_matchEmjj", void, (uint64_t linear, unsigned bytes, unsigned access)) \
+	X(match_port, "_ZN8BX_CPU_C18iobreakpoint_matchEjj", void, (unsigned port, unsigned bytes)) \
+	X(read_msr, "_ZN8BX_CPU_C5rdmsrEjPm", bool, (uint32_t msr, uint64_t *value)) \
+	X(write_msr, "_ZN8BX_CPU_C5wrmsrEjm", bool, (uint32_t msr, uint64_t value)) \
+	X(write_cr8, "_ZN8BX_CPU_C8WriteCR8EP15bxInstruction_cm", void, (void *instruction, uint64_t value)) \
+	X(iret16, "_ZN8BX_CPU_C6IRET16EP15bxInstruction_c", void, (void *instruction)) \
+	X(iret32, "_ZN8BX_CPU_C6IRET32EP15bxInstruction_c", void, (void *instruction)) \
+	X(iret64, "_ZN8BX_CPU_C6IRET64EP15bxInstruction_c", void, (void *instruction)) \
 	X(pause, "_ZN8BX_CPU_C5PAUSEEP15bxInstruction_c", void, (void *instruction)) \
 	X(cpuid, "_ZNK12corei3_cnl_t14get_cpuid_leafEjjP16cpuid_function_t", void, \
 	  (const void *model, uint32_t leaf, uint32_t subleaf, struct bochs_leaf *)) \

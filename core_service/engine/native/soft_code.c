@@ -115,12 +115,9 @@ static uint8_t *host_address(struct soft_vcpu *soft, uint64_t gpa, bool write, b
 /* ---- what Bochs calls; its memory's methods are static too */
 
 /* Where in the page the fetch begins that needs it: at rip, or in the next page's first byte. */
-static uint64_t fetch_offset(const struct bochs *bochs)
+static uint64_t fetch_offset(const struct soft_vcpu *soft)
 {
-	uint64_t linear = *bochs_u64(bochs, BOCHS_RIP);
-	if (*bochs_u32(bochs, BOCHS_CPU_MODE) != BOCHS_LONG_64)
-		linear += bochs_segment(bochs, BOCHS_SEGMENTS, SEG_CS)->base;
-	return linear & ((1u << PAGE_SHIFT) - 1);
+	return soft_linear_ip(soft) & ((1u << PAGE_SHIFT) - 1);
 }
 
 static void *host_page_to_execute(struct soft_vcpu *soft, uint64_t gpa)
@@ -130,7 +127,7 @@ static void *host_page_to_execute(struct soft_vcpu *soft, uint64_t gpa)
 		return region->host + (gpa - region->gpa);
 	if (!soft->executing)
 		return NULL;
-	soft->fetch_gpa = gpa + fetch_offset(&soft->bochs);
+	soft->fetch_gpa = gpa + fetch_offset(soft);
 	soft->memory_generation--; /* the TLB entry is half made: flush before the next attempt */
 	soft_abandon_instruction(soft, STOP_FETCH);
 }

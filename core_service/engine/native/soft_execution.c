@@ -80,54 +80,53 @@ static void note_activity(struct soft_vcpu *soft)
 
 static bool must_leave(const struct soft_vcpu *soft)
 {
-	if (soft->stop || soft->leave || soft->ended || atomic_load(&soft->kicked))
-		return true;
-	return soft->window && soft_event_flags(soft->vcpu) & EXIT_INTERRUPTIBLE;
+	return soft->stop || soft->leave || soft->ended || atomic_load(&soft->kicked) || soft_window_open(soft);
+}
+
+/* Bochs' own part: traps, NMIs, the guest's TF. It takes async_event back when nothing of its own is due. */
+static bool handle_async_event(struct soft_vcpu *soft)
+{
+	const uint64_t *rip = bochs_u64(&soft->bochs, BOCHS_RIP), before = *rip;
+	bool leave = soft->bochs.handle_async_event();
+	if (*rip != before) {
+		/* An NMI was delivered. Bochs forgets that its handler's first instruction may fault. */
+		*bochs_u64(&soft->bochs, BOCHS_PREV_RIP) = *rip;
+		soft->vcpu->step_over = false;
+	}
+	if (soft->vcpu->stepping || soft_window_near(soft))
+		soft_look_at_boundary(soft);
+	return leave;
 }
 
 bool soft_handle_async_event(void) __asm__("_ZN8BX_CPU_C16handleAsyncEventEv");
 bool soft_handle_async_event(void)
 {
 	struct soft_vcpu *soft = soft_current;
-	note_activity(soft); /* first: a vCPU that is called away from the queue leaves at once */
+	/* First: a vCPU that is called away from the queue leaves at once. */
+	note_activity(soft);
+	soft_debug_boundary(soft);
 	if (turn_is_over(soft))
 		begin_turn(soft, soft_turn_pass(&soft->vm->turn, &soft->waiter, &soft->kicked));
 	if (!soft->has_turn || must_leave(soft))
 		return true;
 	if (soft->injection)
 		soft_deliver(soft);
-	return soft->bochs.handle_async_event();
-}
-
-/* With the window asked for, Bochs has an interrupt pending that it never gets to deliver: it looks at every
- * boundary once the interrupt flag is set, and the vCPU leaves first. */
-static void arm_window(struct soft_vcpu *soft)
-{
-	uint32_t *pending = bochs_u32(&soft->bochs, BOCHS_PENDING);
-	soft->window = vcpu_attention(soft->vcpu) & ATTENTION_WINDOW;
-	if (soft->window)
-		*pending |= BOCHS_EVENT_INTERRUPT;
-	else
-		*pending &= ~BOCHS_EVENT_INTERRUPT;
-}
-
-void soft_handle_external_interrupt(void) __asm__("_ZN8BX_CPU_C18HandleExtInterruptEv");
-void soft_handle_external_interrupt(void)
-{
+	return handle_async_event(soft);
 }
 
 void soft_execute(struct soft_vcpu *soft)
 {
 	/* Before vcpu_attention() is asked: what comes later kicks again. */
 	atomic_store(&soft->kicked, false);
-	arm_window(soft);
+	soft_arm_windows(soft);
 	soft->stop = STOP_NONE;
 	soft->leave = false;
-	if (vcpu_attention(soft->vcpu) & ~(unsigned)ATTENTION_WINDOW)
+	if (vcpu_attention(soft->vcpu) & ~(unsigned)(ATTENTION_WINDOW | ATTENTION_NMI_WINDOW))
 		return;
 	soft_take_turn(soft, true);
 	if (!soft->has_turn)
 		return;
+	soft_debug_begin(soft);
 	soft_look_at_boundary(soft);
 	soft->executing = true;
 	soft->bochs.loop(0);

@@ -32,8 +32,7 @@ static const struct vcpu_reply *exchange(struct soft_vcpu *soft)
 		soft_abandon_instruction(soft, STOP_NONE);
 	}
 	/* A window asked for before the reply counts from the next boundary on: it is armed outside. */
-	bool window = !soft->window && vcpu_attention(soft->vcpu) & ATTENTION_WINDOW;
-	if (window || vcpu_owes_boundary(soft->vcpu))
+	if (soft_windows_changed(soft) || vcpu_owes_boundary(soft->vcpu))
 		soft_leave_at_boundary(soft);
 	return &soft->vcpu->reply.reply;
 }
@@ -103,7 +102,7 @@ void soft_write_mmio(struct soft_vcpu *soft, uint64_t gpa, uint32_t bytes, const
 	}
 }
 
-/* ---- model-specific registers that Bochs does not have; false raises #GP */
+/* ---- model-specific registers that Bochs does not have, or that the VMM wants to see; false raises #GP */
 
 static struct vcpu_exit *exit_msr(struct soft_vcpu *soft, uint32_t msr, uint32_t flags)
 {
@@ -114,8 +113,8 @@ static struct vcpu_exit *exit_msr(struct soft_vcpu *soft, uint32_t msr, uint32_t
 	return exit;
 }
 
-bool soft_read_msr(uint32_t msr, uint64_t *value) __asm__("_ZN8BX_CPU_C20handle_unknown_rdmsrEjPm");
-bool soft_read_msr(uint32_t msr, uint64_t *value)
+bool soft_read_unknown_msr(uint32_t msr, uint64_t *value) __asm__("_ZN8BX_CPU_C20handle_unknown_rdmsrEjPm");
+bool soft_read_unknown_msr(uint32_t msr, uint64_t *value)
 {
 	struct soft_vcpu *soft = soft_current;
 	exit_msr(soft, msr, EXIT_READ);
@@ -124,10 +123,44 @@ bool soft_read_msr(uint32_t msr, uint64_t *value)
 	return !(reply->flags & REPLY_FAULT);
 }
 
-bool soft_write_msr(uint32_t msr, uint64_t value) __asm__("_ZN8BX_CPU_C20handle_unknown_wrmsrEjm");
-bool soft_write_msr(uint32_t msr, uint64_t value)
+bool soft_write_unknown_msr(uint32_t msr, uint64_t value) __asm__("_ZN8BX_CPU_C20handle_unknown_wrmsrEjm");
+bool soft_write_unknown_msr(uint32_t msr, uint64_t value)
 {
 	struct soft_vcpu *soft = soft_current;
 	exit_msr(soft, msr, 0)->value = value;
 	return !(exchange(soft)->flags & REPLY_FAULT);
+}
+
+static bool filtered(const struct soft_vm *vm, uint32_t msr, uint32_t access)
+{
+	for (uint32_t i = 0; i < vm->filters; i++)
+		if (vm->filter[i].flags & access && msr - vm->filter[i].first < vm->filter[i].count)
+			return true;
+	return false;
+}
+
+bool soft_read_msr(uint32_t msr, uint64_t *value) __asm__("_ZN8BX_CPU_C5rdmsrEjPm");
+bool soft_read_msr(uint32_t msr, uint64_t *value)
+{
+	struct soft_vcpu *soft = soft_current;
+	return filtered(soft->vm, msr, MSR_FILTER_READ) ? soft_read_unknown_msr(msr, value)
+							: soft->bochs.read_msr(msr, value);
+}
+
+bool soft_write_msr(uint32_t msr, uint64_t value) __asm__("_ZN8BX_CPU_C5wrmsrEjm");
+bool soft_write_msr(uint32_t msr, uint64_t value)
+{
+	struct soft_vcpu *soft = soft_current;
+	return filtered(soft->vm, msr, MSR_FILTER_WRITE) ? soft_write_unknown_msr(msr, value)
+							 : soft->bochs.write_msr(msr, value);
+}
+
+enum channel_status soft_set_msr_filter(struct vm *vm, const struct msr_range *ranges, uint32_t count,
+					struct failure *failure)
+{
+	struct soft_vm *soft = vm->backend;
+	(void)failure;
+	memcpy(soft->filter, ranges, count * sizeof(*ranges));
+	soft->filters = count;
+	return CHANNEL_OK;
 }

@@ -13,6 +13,7 @@
 #define TSS_286_BUSY 0x3
 #define TSS_386_BUSY 0xb
 #define SHADOWS (VCPU_SHADOW_STI | VCPU_SHADOW_MOV_SS | VCPU_SHADOW_NMI)
+#define PDPTE_RESERVED 0x1e6u
 #define PHYSICAL_LIMIT (1ull << SOFT_PHYSICAL_BITS)
 
 static bool canonical(uint64_t address)
@@ -54,6 +55,15 @@ static bool pat_fits(uint64_t pat)
 	return true;
 }
 
+/* SDM vol. 3, 4.4.1: those that are present have reserved bits. */
+static bool pdptes_fit(const uint64_t *pdpte)
+{
+	for (unsigned i = 0; i < 4; i++)
+		if (pdpte[i] & 1 && pdpte[i] & (PDPTE_RESERVED | ~(PHYSICAL_LIMIT - 1)))
+			return false;
+	return true;
+}
+
 static bool system_registers_fit(const struct bochs *bochs, const uint64_t *scalar)
 {
 	return !(scalar[REG_DR6] >> 32) && !(scalar[REG_DR7] >> 32) && scalar[REG_CR8] <= 15 &&
@@ -62,7 +72,7 @@ static bool system_registers_fit(const struct bochs *bochs, const uint64_t *scal
 	       !(scalar[REG_INTERRUPTIBILITY] & ~(uint64_t)SHADOWS) && scalar[REG_APIC_BASE] < PHYSICAL_LIMIT &&
 	       canonical(scalar[REG_LSTAR]) && canonical(scalar[REG_CSTAR]) && canonical(scalar[REG_SYSENTER_SP]) &&
 	       canonical(scalar[REG_SYSENTER_IP]) && canonical(scalar[REG_KERNEL_GS_BASE]) &&
-	       pat_fits(scalar[REG_PAT]) && xcr0_fits(bochs, scalar[REG_XCR0]);
+	       pat_fits(scalar[REG_PAT]) && pdptes_fit(&scalar[REG_PDPTE0]) && xcr0_fits(bochs, scalar[REG_XCR0]);
 }
 
 static bool instruction_fits(const struct soft_state *state)

@@ -12,6 +12,7 @@
 #define SEGMENT_LONG (1u << 9)
 #define SEGMENT_BIG (1u << 10)
 #define FLAG_ALWAYS (1u << 1)
+#define FLAG_RESUME (1u << 16)
 #define FLAG_VM (1u << 17)
 #define CR0_PE (1u << 0)
 #define CR0_NW (1u << 29)
