@@ -9,8 +9,9 @@ import os
 import select
 import signal
 import socket
+import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +21,16 @@ import pytest
 
 from core_service.engine import protocol
 from core_service.engine.catalog import KINDS
-from core_service.engine.protocol import Hello, Response, Status, Transport, Type
+from core_service.engine.protocol import (
+    Capability,
+    CpuidLeaf,
+    Hello,
+    MsrRange,
+    Response,
+    Status,
+    Transport,
+    Type,
+)
 from dataspace._page import Waiter
 from dataspace.registers import SCALARS, Segment
 from dataspace.vcpu_page import (
@@ -32,9 +42,11 @@ from dataspace.vcpu_page import (
     FPU_VALID,
     HALF_BYTES,
     PAGE_BYTES,
+    REPLY_FLAGS_AT,
     VMM_HALF,
     EngineHalf,
     Reason,
+    ReplyFlag,
     VmmHalf,
     mask,
 )
@@ -147,7 +159,18 @@ class Engine:
 
     def hello(self) -> Hello:
         """The engine's first words."""
-        return protocol.parse_hello(self.receive())
+        self.offer = protocol.parse_hello(self.receive())
+        return self.offer
+
+    def need(self, capability: Capability) -> None:
+        """Skip the test where the engine does not have it."""
+        if capability not in self.offer.capabilities:
+            pytest.skip(f"{self.offer.engine} has no {str(capability.name).lower()}")
+
+    def lack(self, capability: Capability) -> None:
+        """Skip the test where the engine has it."""
+        if capability in self.offer.capabilities:
+            pytest.skip(f"{self.offer.engine} has {str(capability.name).lower()}")
 
     def send(self, packet: bytes, *fds: int) -> None:
         """One packet as it stands."""
@@ -211,10 +234,38 @@ class Engine:
         finally:
             os.close(fd)
 
+    def cpuid(self, index: int = 0) -> list[CpuidLeaf]:
+        """A vCPU's CPUID table."""
+        self.send(protocol.vcpu_packet(Type.GET_CPUID, 79, index))
+        answer = self.answer()
+        assert protocol.header(answer) == (Type.CPUID, 79), protocol.parse_response(answer)
+        table = protocol.parse_cpuid(answer)
+        assert table.index == index
+        return list(table.leaves)
+
+    def set_cpuid(self, leaves: Sequence[CpuidLeaf], index: int = 0) -> Response:
+        """Ask for another CPUID table of a vCPU."""
+        return self.ask(lambda number: protocol.cpuid_packet(number, index, leaves))
+
+    def filter_msrs(self, *ranges: MsrRange) -> Response:
+        """Ask for exits at these MSRs."""
+        return self.ask(lambda number: protocol.msr_filter_packet(number, ranges))
+
     def threads(self) -> list[str]:
         """The names of its threads; KVM adds one of its own."""
         tasks = Path(f"/proc/{self.pid}/task").iterdir()
         return [(task / "comm").read_text().strip() for task in tasks]
+
+    def falls_asleep(self, thread: str) -> bool:
+        """Whether the thread sleeps at any time before a test loses its patience."""
+        deadline = time.monotonic() + PATIENCE
+        tasks = list(Path(f"/proc/{self.pid}/task").iterdir())
+        task = next(task for task in tasks if (task / "comm").read_text().strip() == thread)
+        while time.monotonic() < deadline:
+            # after the name: state, ... (proc_pid_stat(5))
+            if (task / "stat").read_text().rpartition(")")[2].split()[0] == "S":
+                return True
+        return False
 
     def opened(self) -> dict[Path, str]:
         """Its descriptors, by what they are open on."""
@@ -409,6 +460,21 @@ class Vcpu:
             self.waiter.window()
         else:
             self.engine.demand(lambda n: protocol.vcpu_packet(Type.WINDOW, n, self.index))
+
+    def flag(self, flags: ReplyFlag) -> None:
+        """Flags of the next reply, beside those that it has."""
+        self.reply.set_flags(self.reply.u32[REPLY_FLAGS_AT // 4] | flags)
+
+    def step(self) -> EngineHalf:
+        """Run one instruction, or what is left of it."""
+        self.flag(ReplyFlag.STEP)
+        return self.run()
+
+    def break_at(self, *addresses: int) -> None:
+        """Execution breakpoints from the next run on; none clears them."""
+        enabled = sum(1 << 2 * number for number in range(len(addresses)))
+        self.reply.set_breakpoints(addresses, enabled)
+        self.flag(ReplyFlag.BREAKPOINTS)
 
     def close(self) -> None:
         """Let go of the page."""
