@@ -185,6 +185,16 @@ def test_window_of_a_running_guest(engine: Engine, transport: Transport) -> None
         assert vcpu.reason == Reason.WINDOW
 
 
+def test_window_asked_for_in_the_middle_of_an_instruction(
+    engine: Engine, transport: Transport
+) -> None:
+    with guest(engine, transport, "sti; nop; out 0x80, al; out 0x81, al; hlt") as vcpu:
+        assert vcpu.expect(Reason.PORT).flags & ExitFlag.INTERRUPTIBLE
+        vcpu.window()
+        vcpu.expect(Reason.WINDOW)
+        assert vcpu.expect(Reason.PORT).address == 0x81
+
+
 def test_a_taken_injection_does_not_consume_the_window(
     engine: Engine, transport: Transport
 ) -> None:
@@ -239,6 +249,31 @@ def test_pause_of_a_stopped_vcpu_completes_its_instruction_first(
         assert vcpu.exit.registers()["rip"] == ORIGIN + 2
         assert vcpu.exit.registers()["rax"] == 0x5A
         assert vcpu.expect(Reason.PORT).value == 0x5A
+
+
+def test_a_fetch_answers_no_pause_and_no_window(engine: Engine, transport: Transport) -> None:
+    """The exit that a fetch publishes again is the same: what is asked meanwhile is still owed."""
+    with guest(engine, transport, "sti; nop; 1: jmp 1b") as vcpu:
+        vcpu.pause()
+        assert vcpu.expect(Reason.PAUSED).pause_ack == 1
+        vcpu.pause()
+        vcpu.fetch("rip")
+        assert vcpu.exit.pause_ack == 1
+        assert vcpu.expect(Reason.PAUSED).pause_ack == 2
+        vcpu.window()
+        assert vcpu.expect(Reason.WINDOW).window_ack == 1
+        vcpu.window()
+        vcpu.fetch("rip")
+        assert vcpu.expect(Reason.WINDOW).window_ack == 2
+
+
+def test_a_fetch_keeps_what_became_of_the_injection(engine: Engine, transport: Transport) -> None:
+    with guest(engine, transport, "cli; hlt") as vcpu:
+        vcpu.expect(Reason.HLT)
+        inject(vcpu)
+        assert vcpu.expect(Reason.HLT).injection == Injection.NOT_TAKEN
+        vcpu.fetch("rip")
+        assert vcpu.exit.injection == Injection.NOT_TAKEN
 
 
 def test_pause_of_a_vcpu_that_never_ran(engine: Engine, transport: Transport) -> None:

@@ -113,7 +113,7 @@ static enum run_verdict enter(struct vcpu *vcpu)
 	atomic_store(immediate_exit(own), 0);
 	unsigned attention = vcpu_attention(vcpu);
 	bool window = attention & ATTENTION_WINDOW;
-	if (attention & ~(unsigned)ATTENTION_WINDOW || (window && own->interruptible && !own->unfinished))
+	if (attention & ~(unsigned)ATTENTION_WINDOW || (window && own->interruptible))
 		return RUN_GO;
 	own->run->request_interrupt_window = window;
 	own->run->kvm_valid_regs = kvm_sync_fields(vcpu->reply.reply.wanted);
@@ -121,12 +121,18 @@ static enum run_verdict enter(struct vcpu *vcpu)
 	return kvm_exit(vcpu, run(own));
 }
 
+/* An emulated guest goes from exit to exit without a look at request_interrupt_window. */
+static bool window_due(struct vcpu *vcpu)
+{
+	return kvm_vcpu(vcpu)->interruptible && vcpu_attention(vcpu) & ATTENTION_WINDOW;
+}
+
 void kvm_vcpu_loop(struct vcpu *vcpu)
 {
 	struct kvm_vcpu *own = kvm_vcpu(vcpu);
 	enum run_verdict verdict = RUN_GO;
 	while (verdict == RUN_GO) {
-		if (own->unfinished && vcpu_owes_boundary(vcpu))
+		if (own->unfinished && (vcpu_owes_boundary(vcpu) || window_due(vcpu)))
 			verdict = finish(vcpu);
 		else if (!own->unfinished && vcpu_boundary(vcpu) == RUN_ENDED)
 			verdict = RUN_ENDED;

@@ -7,15 +7,12 @@
 
 #include "soft.h"
 
-#define FLAG_INTERRUPT (1u << 9)
-
 static struct vcpu_exit *exit_here(struct soft_vcpu *soft, enum vcpu_exit_reason reason, uint32_t flags)
 {
 	const struct bochs *bochs = &soft->bochs;
 	uint64_t ip = *bochs_u64(bochs, BOCHS_PREV_RIP);
-	if (*bochs_u32(bochs, BOCHS_EFLAGS) & FLAG_INTERRUPT)
-		flags |= EXIT_IF;
-	struct vcpu_exit *exit = vcpu_exit(soft->vcpu, reason, flags | EXIT_MID_INSTRUCTION | EXIT_IP_VALID);
+	flags |= soft_event_flags(soft->vcpu) | EXIT_MID_INSTRUCTION | EXIT_IP_VALID;
+	struct vcpu_exit *exit = vcpu_exit(soft->vcpu, reason, flags);
 	exit->ip = ip;
 	/* rip is behind the instruction already; while it is fetched or an event delivered it is not */
 	exit->instruction_length = (uint32_t)(*bochs_u64(bochs, BOCHS_RIP) - ip);

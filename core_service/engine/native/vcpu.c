@@ -81,11 +81,12 @@ struct vcpu_exit *vcpu_exit(struct vcpu *vcpu, enum vcpu_exit_reason reason, uin
 	return &vcpu->half->exit;
 }
 
-static void publish(struct vcpu *vcpu)
+/* What an exit tells of the VMM's requests. Once: what is asked while the vCPU stands at it is owed still when a
+ * fetch publishes it again. */
+static void answer_requests(struct vcpu *vcpu)
 {
 	struct vcpu_common *common = vcpu->common;
 	struct vcpu_engine_half *half = vcpu->half;
-
 	if (half->exit.reason == EXIT_PAUSED)
 		half->pause_ack = acknowledge(&common->pause, pause_word(vcpu));
 	if (half->exit.reason == EXIT_WINDOW)
@@ -94,6 +95,13 @@ static void publish(struct vcpu *vcpu)
 		common->nmi_window = false;
 	half->exit.injection = common->injection_result;
 	common->injection_result = INJECTION_NONE;
+}
+
+static void publish(struct vcpu *vcpu)
+{
+	struct vcpu_common *common = vcpu->common;
+	struct vcpu_engine_half *half = vcpu->half;
+
 	half->exit_seq = ++common->exit_seq;
 
 	/* STOPPED before anybody can see the exit: whoever does may at once ask by the channel. */
@@ -275,6 +283,7 @@ enum run_verdict vcpu_exchange(struct vcpu *vcpu)
 		boundary_settle(vcpu);
 		debug_leave(vcpu);
 	}
+	answer_requests(vcpu);
 	struct vcpu_exit asked_exit = vcpu->half->exit;
 	for (;;) {
 		read_wanted(vcpu, vcpu->reply.reply.wanted);
@@ -286,6 +295,7 @@ enum run_verdict vcpu_exchange(struct vcpu *vcpu)
 		enum vcpu_refusal refusal = reply_check(vcpu, &asked_exit);
 		if (refusal) {
 			vcpu->half->exit.reason = EXIT_INVALID_STATE;
+			vcpu->half->exit.injection = INJECTION_NONE;
 			vcpu->half->exit.detail = refusal;
 			continue;
 		}
