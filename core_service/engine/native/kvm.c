@@ -26,6 +26,8 @@ static const struct {
 	{KVM_CAP_IMMEDIATE_EXIT, 1, "KVM_CAP_IMMEDIATE_EXIT"},
 	{KVM_CAP_READONLY_MEM, 1, "KVM_CAP_READONLY_MEM"},
 	{KVM_CAP_X86_USER_SPACE_MSR, 1, "KVM_CAP_X86_USER_SPACE_MSR"},
+	{KVM_CAP_X86_MSR_FILTER, 1, "KVM_CAP_X86_MSR_FILTER"},
+	{KVM_CAP_SET_GUEST_DEBUG, 1, "KVM_CAP_SET_GUEST_DEBUG"},
 	{KVM_CAP_XSAVE, 1, "KVM_CAP_XSAVE"},
 };
 
@@ -76,6 +78,8 @@ static enum channel_status read_host(struct vm *vm, int kvm, struct failure *fai
 	own->cpuid = kvm_cpuid_read(kvm, vm->tsc_khz);
 	if (run_size <= 0 || slots <= 0 || !own->cpuid)
 		return failed_call(failure, "/dev/kvm: sizes and CPUID");
+	if (!kvm_host_restrict(vm, kvm))
+		return failed_call(failure, "/dev/kvm: list of MSRs");
 	own->run_size = (size_t)run_size;
 	own->slots = (uint32_t)slots < KVM_SLOTS ? (uint32_t)slots : KVM_SLOTS;
 	vm->physical_bits = kvm_cpuid_physical_bits(own->cpuid);
@@ -142,14 +146,16 @@ static enum channel_status vm_create(struct vm *vm, struct failure *failure)
 
 const struct backend backend = {
 	.name = "kvm",
-	.capabilities = ENGINE_FPU | ENGINE_SMP | ENGINE_PARALLEL | ENGINE_INTERRUPTS | ENGINE_NMI |
-			ENGINE_EXCEPTIONS | ENGINE_PAGING | ENGINE_LONG_MODE,
+	.capabilities = ENGINE_FPU | ENGINE_SMP | ENGINE_DEBUG | ENGINE_PARALLEL | ENGINE_WATCH | ENGINE_INTERRUPTS |
+			ENGINE_NMI | ENGINE_EXCEPTIONS | ENGINE_CPUID | ENGINE_MSR_FILTER | ENGINE_PAGING |
+			ENGINE_LONG_MODE,
 	.max_vcpus = CHANNEL_VCPUS,
 	.registers = {KVM_SCALARS, KVM_SEGMENTS},
+	/* Not EXIT_NMI_WINDOW: KVM holds an NMI back until it can be delivered, and tells nobody when that is. */
 	.exit_reasons = REASON(EXIT_STARTUP) | REASON(EXIT_PORT) | REASON(EXIT_MMIO) | REASON(EXIT_MSR) |
 			REASON(EXIT_HLT) | REASON(EXIT_SHUTDOWN) | REASON(EXIT_WINDOW) | REASON(EXIT_PAUSED) |
-			REASON(EXIT_COMPLETED) | REASON(EXIT_MEMORY_FAULT) | REASON(EXIT_INVALID_STATE) |
-			REASON(EXIT_INTERNAL_ERROR) | REASON(EXIT_TPR),
+			REASON(EXIT_COMPLETED) | REASON(EXIT_DEBUG) | REASON(EXIT_MEMORY_FAULT) |
+			REASON(EXIT_INVALID_STATE) | REASON(EXIT_INTERNAL_ERROR) | REASON(EXIT_TPR),
 	.vm_create = vm_create,
 	.vm_destroy = vm_destroy,
 	.map = kvm_map,
@@ -163,4 +169,7 @@ const struct backend backend = {
 	.write_state = kvm_write_state,
 	.event_flags = kvm_event_flags,
 	.inject = kvm_inject,
+	.get_cpuid = kvm_get_cpuid,
+	.set_cpuid = kvm_set_cpuid,
+	.set_msr_filter = kvm_set_msr_filter,
 };

@@ -15,8 +15,9 @@
 
 struct kvm_vm {
 	int fd;
-	size_t run_size;         /* of the kvm_run mapping */
-	struct kvm_cpuid2 *cpuid; /* of every vCPU, but for its index */
+	size_t run_size;          /* of the kvm_run mapping */
+	struct kvm_cpuid2 *cpuid; /* of every vCPU at first, but for its index */
+	bool software;           /* KVM without hardware virtualization (kvm_pvm): emulates all but 64-bit ring 3 */
 	uint32_t slots;          /* at most KVM_SLOTS */
 	uint64_t slot_used[KVM_SLOTS / 64];
 };
@@ -30,6 +31,10 @@ struct kvm_vcpu {
 	uint64_t fresh;
 	/* An interrupt would be taken now: as KVM said at its last exit, and nothing was injected since. */
 	bool interruptible;
+	/* An event was injected that KVM_RUN has still to deliver. */
+	bool event_due;
+	struct kvm_cpuid2 *cpuid;
+	struct kvm_guest_debug debug; /* as KVM has it */
 };
 
 static inline struct kvm_vm *kvm_vm(const struct vm *vm)
@@ -42,13 +47,38 @@ static inline struct kvm_vcpu *kvm_vcpu(const struct vcpu *vcpu)
 	return vcpu->backend;
 }
 
+/* kvm_host.c: take away from vm->capabilities and vm->registers what this host lacks. */
+bool kvm_host_restrict(struct vm *, int kvm_fd);
+
 /* kvm_cpuid.c: what the host's KVM supports less what nothing here serves. NULL with errno on failure;
  * the caller frees it. */
 struct kvm_cpuid2 *kvm_cpuid_read(int kvm_fd, uint32_t tsc_khz);
 uint32_t kvm_cpuid_physical_bits(const struct kvm_cpuid2 *);
 /* Bytes of the XSAVE area, at most VCPU_FPU_BYTES. */
 uint32_t kvm_cpuid_xsave_bytes(const struct kvm_cpuid2 *);
-int kvm_cpuid_set(const struct kvm_cpuid2 *, int vcpu_fd, uint32_t index);
+/* The table that a vCPU begins with. Fails with errno. */
+bool kvm_cpuid_begin(struct vcpu *);
+uint32_t kvm_get_cpuid(struct vcpu *, struct cpuid_leaf *);
+enum channel_status kvm_set_cpuid(struct vcpu *, const struct cpuid_leaf *, uint32_t leaves, struct failure *);
+
+/* kvm_filter.c */
+enum channel_status kvm_set_msr_filter(struct vm *, const struct msr_range *, uint32_t ranges, struct failure *);
+
+/* kvm_code.c: the instruction that comes next. */
+/* It, or its end in the next page, is where nothing is attached: `gpa`. */
+bool kvm_fetch_fault(struct vcpu *, uint64_t *gpa);
+/* It is a HLT that will be executed. */
+bool kvm_halts_next(struct vcpu *);
+/* Not emulated, where KVM has no hardware virtualization: in ring 3 of 64-bit mode. */
+bool kvm_runs_natively(struct vcpu *);
+
+/* kvm_debug.c */
+/* Before KVM_RUN, at a boundary: have KVM debug what is to be debugged. 0 or -errno: -EOPNOTSUPP where this host's
+ * KVM would lose it. */
+int kvm_debug_enter(struct vcpu *);
+/* KVM executes one instruction only. */
+bool kvm_debug_steps(const struct kvm_vcpu *);
+void kvm_debug_exit(struct vcpu *);
 
 /* kvm_memory.c */
 enum channel_status kvm_map(struct vm *, struct region *, struct failure *);
@@ -61,7 +91,7 @@ void kvm_vcpu_loop(struct vcpu *);
 void kvm_kick(struct vcpu *);
 /* KVM_RUN that only takes over dirty registers and completes the last exit's instruction: 0 when that
  * gave another exit, -EINTR when it is done, another -errno on failure. */
-int kvm_complete(struct kvm_vcpu *);
+int kvm_complete(struct vcpu *);
 
 /* kvm_exit.c: publish what KVM_RUN returned with. `error` is 0 or its -errno. */
 enum run_verdict kvm_exit(struct vcpu *, int error);

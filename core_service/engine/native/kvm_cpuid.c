@@ -7,9 +7,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "failure.h"
 #include "kvm.h"
 
-#define ENTRIES 256u
+#define OWN_LEAVES 2u
+#define ENTRIES (CHANNEL_CPUID_LEAVES - OWN_LEAVES)
 #define HYPERVISOR_LEAF 0x40000000u
 #define TSC_LEAF 0x15u
 #define CRYSTAL_HZ 1000000u /* TSC Hz = crystal * ebx / eax (SDM vol. 2, CPUID 15H): exact for any kHz */
@@ -83,10 +85,17 @@ static void restrict_to_served(struct kvm_cpuid2 *cpuid, uint32_t tsc_khz)
 	add_own(cpuid, tsc_khz);
 }
 
+static struct kvm_cpuid2 *allocate(uint32_t entries)
+{
+	struct kvm_cpuid2 *cpuid = calloc(1, sizeof(*cpuid) + entries * sizeof(cpuid->entries[0]));
+	if (cpuid)
+		cpuid->nent = entries;
+	return cpuid;
+}
+
 struct kvm_cpuid2 *kvm_cpuid_read(int kvm_fd, uint32_t tsc_khz)
 {
-	/* two more for our own leaves */
-	struct kvm_cpuid2 *cpuid = calloc(1, sizeof(*cpuid) + (ENTRIES + 2) * sizeof(cpuid->entries[0]));
+	struct kvm_cpuid2 *cpuid = allocate(ENTRIES + OWN_LEAVES);
 	if (!cpuid)
 		return NULL;
 	cpuid->nent = ENTRIES;
@@ -119,17 +128,69 @@ uint32_t kvm_cpuid_xsave_bytes(const struct kvm_cpuid2 *cpuid)
 	return bytes < VCPU_FPU_BYTES ? bytes : VCPU_FPU_BYTES;
 }
 
-int kvm_cpuid_set(const struct kvm_cpuid2 *cpuid, int vcpu_fd, uint32_t index)
+/* Fails with errno; the table is the vCPU's own from then on, or freed. */
+static bool set(struct kvm_vcpu *own, struct kvm_cpuid2 *cpuid)
 {
-	size_t size = sizeof(*cpuid) + cpuid->nent * sizeof(cpuid->entries[0]);
-	struct kvm_cpuid2 *own = malloc(size);
+	if (ioctl(own->fd, KVM_SET_CPUID2, cpuid) < 0) {
+		free(cpuid);
+		return false;
+	}
+	free(own->cpuid);
+	own->cpuid = cpuid;
+	return true;
+}
+
+bool kvm_cpuid_begin(struct vcpu *vcpu)
+{
+	const struct kvm_cpuid2 *cpuid = kvm_vm(vcpu->vm)->cpuid;
+	struct kvm_cpuid2 *own = allocate(cpuid->nent);
 	if (!own)
-		return -1;
-	memcpy(own, cpuid, size);
+		return false;
+	memcpy(own, cpuid, sizeof(*cpuid) + cpuid->nent * sizeof(cpuid->entries[0]));
 	for (uint32_t i = 0; i < own->nent; i++)
 		if (own->entries[i].function == 1)
-			own->entries[i].ebx = (own->entries[i].ebx & 0x00ffffff) | index << 24; /* initial APIC id */
-	int result = ioctl(vcpu_fd, KVM_SET_CPUID2, own);
-	free(own);
-	return result;
+			own->entries[i].ebx = (own->entries[i].ebx & 0x00ffffff) | vcpu->index << 24; /* initial APIC id */
+	return set(kvm_vcpu(vcpu), own);
+}
+
+uint32_t kvm_get_cpuid(struct vcpu *vcpu, struct cpuid_leaf *leaf)
+{
+	const struct kvm_cpuid2 *cpuid = kvm_vcpu(vcpu)->cpuid;
+	for (uint32_t i = 0; i < cpuid->nent; i++) {
+		const struct kvm_cpuid_entry2 *entry = &cpuid->entries[i];
+		leaf[i] = (struct cpuid_leaf){
+			.function = entry->function,
+			.index = entry->index,
+			.flags = entry->flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX ? CPUID_SUBLEAF : 0,
+			.eax = entry->eax,
+			.ebx = entry->ebx,
+			.ecx = entry->ecx,
+			.edx = entry->edx,
+		};
+	}
+	return cpuid->nent;
+}
+
+/* The XSAVE area keeps the size that the host's components need: it stands in the page's header, and components
+ * that the new table does not have are in their initial state. */
+enum channel_status kvm_set_cpuid(struct vcpu *vcpu, const struct cpuid_leaf *leaf, uint32_t leaves,
+				  struct failure *failure)
+{
+	struct kvm_cpuid2 *cpuid = allocate(leaves);
+	if (!cpuid)
+		return failed_call(failure, "vCPU %u: CPUID", vcpu->index);
+	for (uint32_t i = 0; i < leaves; i++)
+		cpuid->entries[i] = (struct kvm_cpuid_entry2){
+			.function = leaf[i].function,
+			.index = leaf[i].index,
+			.flags = leaf[i].flags & CPUID_SUBLEAF ? KVM_CPUID_FLAG_SIGNIFCANT_INDEX : 0,
+			.eax = leaf[i].eax,
+			.ebx = leaf[i].ebx,
+			.ecx = leaf[i].ecx,
+			.edx = leaf[i].edx,
+		};
+	if (set(kvm_vcpu(vcpu), cpuid))
+		return CHANNEL_OK;
+	failed_call(failure, "vCPU %u: KVM_SET_CPUID2 of %u leaves", vcpu->index, leaves);
+	return CHANNEL_BAD_MESSAGE; /* what the kernel refuses is the table */
 }

@@ -29,11 +29,8 @@ static bool inject_interrupt(const struct kvm_vcpu *own, uint32_t injection)
 	return ioctl(own->fd, KVM_INTERRUPT, &interrupt) == 0;
 }
 
-bool kvm_inject(struct vcpu *vcpu, uint32_t injection, uint32_t error)
+static bool inject(const struct kvm_vcpu *own, uint32_t injection, uint32_t error)
 {
-	struct kvm_vcpu *own = kvm_vcpu(vcpu);
-	own->fresh &= ~KVM_SYNC_X86_EVENTS;
-	own->interruptible = false; /* until KVM_RUN has delivered it */
 	switch (injection >> INJECT_TYPE_SHIFT & 7) {
 	case INJECT_INTERRUPT:
 		return inject_interrupt(own, injection);
@@ -42,4 +39,16 @@ bool kvm_inject(struct vcpu *vcpu, uint32_t injection, uint32_t error)
 	default:
 		return inject_exception(own, injection, error);
 	}
+}
+
+bool kvm_inject(struct vcpu *vcpu, uint32_t injection, uint32_t error)
+{
+	struct kvm_vcpu *own = kvm_vcpu(vcpu);
+	own->fresh &= ~KVM_SYNC_X86_EVENTS;
+	own->interruptible = false; /* until KVM_RUN has delivered it */
+	if (!inject(own, injection, error))
+		return false;
+	own->event_due = true;
+	vcpu->step_over = false; /* the handler comes first */
+	return true;
 }

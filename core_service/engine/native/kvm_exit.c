@@ -6,15 +6,11 @@
 
 #include "kvm.h"
 
-#define PAGE_MASK 0xfffull
-#define INSTRUCTION_LIMIT 15u /* bytes of the longest instruction */
 #define HLT_LENGTH 1u
-#define EFER_LMA 0x400u
-#define ATTRIBUTE_LONG 0x200u /* L, in the page's form of a segment's attributes */
 
 /* `detail` of EXIT_INTERNAL_ERROR: KVM's suberror below this, else what it failed with. */
 #define DETAIL_EXIT_REASON 0x10000u /* plus a KVM_EXIT_* that this engine does not know */
-#define DETAIL_ERRNO 0x20000u       /* plus the errno of KVM_RUN */
+#define DETAIL_ERRNO 0x20000u       /* plus the errno of KVM_RUN, or of KVM_SET_GUEST_DEBUG */
 
 static struct vcpu_exit *mid_exit(struct vcpu *vcpu, enum vcpu_exit_reason reason, uint64_t address, bool read)
 {
@@ -59,12 +55,19 @@ static enum run_verdict exit_port(struct vcpu *vcpu)
 static enum run_verdict exit_mmio(struct vcpu *vcpu)
 {
 	struct kvm_run *run = kvm_vcpu(vcpu)->run;
-	struct vcpu_exit *exit = mid_exit(vcpu, EXIT_MMIO, run->mmio.phys_addr, !run->mmio.is_write);
-	exit->size = run->mmio.len;
-	exit->count = 1;
-	if (run->mmio.is_write && memory_find(vcpu->vm, run->mmio.phys_addr))
-		exit->flags |= EXIT_WRITE_PROTECTED;
-	return exchange_data(vcpu, exit, run->mmio.data, run->mmio.len);
+	bool write = run->mmio.is_write;
+	enum run_verdict verdict = RUN_GO;
+	for (uint32_t done = 0, size; done < run->mmio.len && verdict == RUN_GO; done += size) {
+		uint64_t gpa = run->mmio.phys_addr + done;
+		size = vcpu_access_size(gpa, run->mmio.len - done);
+		struct vcpu_exit *exit = mid_exit(vcpu, EXIT_MMIO, gpa, !write);
+		exit->size = size;
+		exit->count = 1;
+		if (write && memory_find(vcpu->vm, gpa))
+			exit->flags |= EXIT_WRITE_PROTECTED;
+		verdict = exchange_data(vcpu, exit, run->mmio.data + done, size);
+	}
+	return verdict;
 }
 
 static enum run_verdict exit_msr(struct vcpu *vcpu, bool read)
@@ -110,47 +113,11 @@ static enum run_verdict exit_internal_error(struct vcpu *vcpu, uint32_t detail)
 	return vcpu_exchange(vcpu);
 }
 
-static bool unmapped(struct vcpu *vcpu, uint64_t linear, uint64_t *gpa)
-{
-	struct kvm_translation translation = {.linear_address = linear};
-	if (ioctl(kvm_vcpu(vcpu)->fd, KVM_TRANSLATE, &translation) < 0 || !translation.valid)
-		return false;
-	*gpa = translation.physical_address;
-	return !memory_find(vcpu->vm, *gpa);
-}
-
-/* The linear address of the next instruction; false when KVM does not tell. */
-static bool instruction_address(struct vcpu *vcpu, uint64_t *linear)
-{
-	static const uint64_t wanted[2] = {1ull << REG_RIP | 1ull << REG_EFER, 1ull << SEG_CS};
-	struct vcpu_engine_half state;
-	kvm_read_state(vcpu, wanted, &state);
-	if (state.valid[0] != wanted[0] || state.valid[1] != wanted[1])
-		return false;
-	bool long_code = state.scalar[REG_EFER] & EFER_LMA && state.segment[SEG_CS].attributes & ATTRIBUTE_LONG;
-	*linear = state.scalar[REG_RIP];
-	if (!long_code)
-		*linear = (uint32_t)(*linear + state.segment[SEG_CS].base);
-	return true;
-}
-
-/* KVM reports an instruction fetch from nowhere as an emulation failure. True when it is one: the
- * instruction, or its end in the next page. */
-static bool fetch_fault(struct vcpu *vcpu, uint64_t *gpa)
-{
-	uint64_t linear;
-	if (!instruction_address(vcpu, &linear))
-		return false;
-	if (unmapped(vcpu, linear, gpa))
-		return true;
-	uint64_t last = linear + INSTRUCTION_LIMIT - 1;
-	return (last ^ linear) & ~PAGE_MASK && unmapped(vcpu, last & ~PAGE_MASK, gpa);
-}
-
+/* KVM reports an instruction fetch from nowhere as an emulation failure. */
 static enum run_verdict exit_fetch_or_error(struct vcpu *vcpu, uint32_t detail)
 {
 	uint64_t gpa;
-	if (!fetch_fault(vcpu, &gpa))
+	if (!kvm_fetch_fault(vcpu, &gpa))
 		return exit_internal_error(vcpu, detail);
 	struct vcpu_exit *exit = boundary_exit(vcpu, EXIT_MEMORY_FAULT);
 	exit->flags |= EXIT_FETCH;
@@ -179,6 +146,8 @@ enum run_verdict kvm_exit(struct vcpu *vcpu, int error)
 		return exit_internal_error(vcpu, DETAIL_ERRNO + (uint32_t)-error);
 	}
 
+	kvm_vcpu(vcpu)->event_due = false;
+	vcpu->step_over = false;
 	switch (run->exit_reason) {
 	case KVM_EXIT_IO:
 		return exit_port(vcpu);
@@ -194,6 +163,9 @@ enum run_verdict kvm_exit(struct vcpu *vcpu, int error)
 		return RUN_GO;
 	case KVM_EXIT_SHUTDOWN:
 		vcpu_shut_down(vcpu);
+		return RUN_GO;
+	case KVM_EXIT_DEBUG:
+		kvm_debug_exit(vcpu);
 		return RUN_GO;
 	case KVM_EXIT_IRQ_WINDOW_OPEN:
 	case KVM_EXIT_INTR:

@@ -31,6 +31,14 @@ struct msr_list {
 	struct kvm_msr_entry entries[NUMBERS];
 };
 
+uint64_t kvm_msr_scalar(uint32_t msr)
+{
+	for (unsigned i = 0; i < NUMBERS; i++)
+		if (numbers[i].msr == msr)
+			return 1ull << numbers[i].scalar;
+	return 0;
+}
+
 /* One by one: KVM stops at the first MSR that this host does not have, and TSC_AUX and XSS are such. */
 uint64_t kvm_msr_read(int vcpu_fd, uint64_t wanted, uint64_t *scalar)
 {

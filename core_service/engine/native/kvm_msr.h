@@ -8,6 +8,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* The scalar's bit, 0 for an MSR that is no register of the page. */
+uint64_t kvm_msr_scalar(uint32_t msr);
 /* `wanted` and the result are masks over enum vcpu_scalar; `scalar` is indexed by it. Returns what was read. */
 uint64_t kvm_msr_read(int vcpu_fd, uint64_t wanted, uint64_t *scalar);
 /* False when KVM refuses one of them. */

@@ -28,10 +28,12 @@
 /* the vCPU's device attribute KVM_VCPU_TSC_OFFSET */
 #define KVM_TSC_OFFSET_SCALARS KVM_BIT(REG_TSC_OFFSET)
 
-/* The page directory pointers are missing: KVM loads them from memory with CR3, as the CPU does. */
+/* struct kvm_sregs2, in PAE paging only */
+#define KVM_PDPTE_SCALARS KVM_BITS(REG_PDPTE0, REG_PDPTE3)
+
 #define KVM_SCALARS                                                                                                    \
 	(KVM_REGS_SCALARS | KVM_SREGS_SCALARS | KVM_EVENTS_SCALARS | KVM_DEBUG_SCALARS | KVM_MSR_SCALARS |              \
-	 KVM_XCR_SCALARS | KVM_TSC_OFFSET_SCALARS | KVM_BIT(REG_ACTIVITY))
+	 KVM_XCR_SCALARS | KVM_TSC_OFFSET_SCALARS | KVM_PDPTE_SCALARS | KVM_BIT(REG_ACTIVITY))
 #define KVM_SEGMENTS (KVM_SEGMENTS_ALL | KVM_BIT(VCPU_FPU_BIT))
 
 #endif

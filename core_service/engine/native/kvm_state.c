@@ -8,8 +8,14 @@
 
 #include "kvm.h"
 #include "kvm_msr.h"
+#include "kvm_pdpte.h"
 #include "kvm_registers.h"
 #include "kvm_sregs.h"
+
+#define FPU_MXCSR 24 /* its place in the area: SDM vol. 1, 10.5.1 */
+#define MXCSR_RESERVED 0xffff0000u
+#define CR0_PG (1ull << 31)
+#define EFER_LME 0x100u
 
 /* By enum vcpu_scalar from REG_RAX to REG_RFLAGS: not in the order of struct kvm_regs. */
 static const size_t regs_offset[] = {
@@ -133,6 +139,8 @@ void kvm_read_state(struct vcpu *vcpu, const uint64_t wanted[2], struct vcpu_eng
 		valid |= KVM_DEBUG_SCALARS;
 	if (want & KVM_XCR_SCALARS && read_xcr0(own, &out->scalar[REG_XCR0]))
 		valid |= KVM_XCR_SCALARS;
+	if (want & KVM_PDPTE_SCALARS && kvm_pdpte_read(own->fd, &out->scalar[REG_PDPTE0]))
+		valid |= KVM_PDPTE_SCALARS;
 	if (want & KVM_TSC_OFFSET_SCALARS && read_tsc_offset(own, &out->scalar[REG_TSC_OFFSET]))
 		valid |= KVM_TSC_OFFSET_SCALARS;
 	if (want & KVM_MSR_SCALARS)
@@ -171,6 +179,14 @@ static bool write_tsc_offset(const struct kvm_vcpu *own, uint64_t value)
 	return ioctl(own->fd, KVM_SET_DEVICE_ATTR, &attribute) == 0;
 }
 
+/* What XRSTOR raises #GP for (SDM vol. 1, 13.8.1) KVM checks, but for MXCSR where XSTATE_BV does not name SSE. */
+static bool write_fpu(const struct kvm_vcpu *own, const uint8_t *area)
+{
+	uint32_t mxcsr;
+	memcpy(&mxcsr, area + FPU_MXCSR, sizeof(mxcsr));
+	return !(mxcsr & MXCSR_RESERVED) && ioctl(own->fd, KVM_SET_XSAVE, area) == 0;
+}
+
 /* What moves by ioctls of its own. */
 static bool write_directly(struct kvm_vcpu *own, const struct vcpu_vmm_half *charged, const uint8_t *fpu)
 {
@@ -183,7 +199,7 @@ static bool write_directly(struct kvm_vcpu *own, const struct vcpu_vmm_half *cha
 		return false;
 	if (set & KVM_MSR_SCALARS && !kvm_msr_write(own->fd, set & KVM_MSR_SCALARS, charged->scalar))
 		return false;
-	return !fpu || ioctl(own->fd, KVM_SET_XSAVE, fpu) == 0;
+	return !fpu || write_fpu(own, fpu);
 }
 
 static bool write_regs(struct kvm_vcpu *own, const struct vcpu_vmm_half *charged)
@@ -197,9 +213,14 @@ static bool write_regs(struct kvm_vcpu *own, const struct vcpu_vmm_half *charged
 	return true;
 }
 
-static bool write_sregs(struct kvm_vcpu *own, const struct vcpu_vmm_half *charged)
+static bool write_sregs(struct vcpu *vcpu, const struct vcpu_vmm_half *charged)
 {
+	struct kvm_vcpu *own = kvm_vcpu(vcpu);
+	const struct kvm_sregs *sregs = &own->run->s.regs.sregs;
 	if (!freshen(own, KVM_SYNC_X86_SREGS) || !kvm_sregs_set(&own->run->s.regs.sregs, charged))
+		return false;
+	/* That KVM has no paging but long mode's: it clears PG and says nothing. */
+	if (kvm_vm(vcpu->vm)->software && sregs->cr0 & CR0_PG && !(sregs->efer & EFER_LME))
 		return false;
 	own->run->cr8 = own->run->s.regs.sregs.cr8; /* KVM_RUN takes the task priority from there */
 	own->run->kvm_dirty_regs |= KVM_SYNC_X86_SREGS;
@@ -219,20 +240,21 @@ static bool write_events(struct kvm_vcpu *own, uint64_t interruptibility)
 	return true;
 }
 
-static bool write_synchronized(struct kvm_vcpu *own, const struct vcpu_vmm_half *charged)
+static bool write_synchronized(struct vcpu *vcpu, const struct vcpu_vmm_half *charged)
 {
+	struct kvm_vcpu *own = kvm_vcpu(vcpu);
 	uint64_t set = charged->charged[0];
 	if (set & KVM_REGS_SCALARS && !write_regs(own, charged))
 		return false;
-	if ((set & KVM_SREGS_SCALARS || charged->charged[1] & KVM_SEGMENTS_ALL) && !write_sregs(own, charged))
+	if ((set & KVM_SREGS_SCALARS || charged->charged[1] & KVM_SEGMENTS_ALL) && !write_sregs(vcpu, charged))
 		return false;
 	return !(set & KVM_EVENTS_SCALARS) || write_events(own, charged->scalar[REG_INTERRUPTIBILITY]);
 }
 
 /* Have KVM take over what is dirty, which also tells whether an interrupt could be injected now. */
-static bool commit(struct kvm_vcpu *own)
+static bool commit(struct vcpu *vcpu)
 {
-	int error = kvm_complete(own);
+	int error = kvm_complete(vcpu);
 	return !error || error == -EINTR;
 }
 
@@ -244,10 +266,13 @@ bool kvm_write_state(struct vcpu *vcpu, const struct vcpu_vmm_half *charged, con
 	struct kvm_vcpu *own = kvm_vcpu(vcpu);
 	bool at_once = charged->charged[0] & ~can_wait || charged->charged[1];
 
+	uint64_t pdptes = charged->charged[0] & KVM_PDPTE_SCALARS; /* after CR3, which loads them */
+
 	/* What waits from before is not to be lost with what may be refused now. */
-	bool settled = !at_once || !own->run->kvm_dirty_regs || commit(own);
-	bool entered = settled && write_directly(own, charged, fpu) && write_synchronized(own, charged) &&
-		       (!at_once || commit(own));
+	bool settled = !at_once || !own->run->kvm_dirty_regs || commit(vcpu);
+	bool entered = settled && write_directly(own, charged, fpu) && write_synchronized(vcpu, charged) &&
+		       (!at_once || commit(vcpu)) &&
+		       (!pdptes || kvm_pdpte_write(own->fd, pdptes, charged->scalar));
 	if (!entered) {
 		own->run->kvm_dirty_regs = 0;
 		own->fresh = 0;

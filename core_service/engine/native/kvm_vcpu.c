@@ -34,7 +34,7 @@ static enum channel_status open_vcpu(struct vcpu *vcpu, struct failure *failure)
 	if (run == MAP_FAILED)
 		return failed_call(failure, "vCPU %u: mmap", vcpu->index);
 	own->run = run;
-	if (kvm_cpuid_set(vm->cpuid, own->fd, vcpu->index) < 0)
+	if (!kvm_cpuid_begin(vcpu))
 		return failed_call(failure, "vCPU %u: KVM_SET_CPUID2", vcpu->index);
 	if (disable_apic(own) < 0)
 		return failed_call(failure, "vCPU %u: KVM_SET_SREGS", vcpu->index);
@@ -62,6 +62,7 @@ void kvm_vcpu_destroy(struct vcpu *vcpu)
 		munmap(own->run, kvm_vm(vcpu->vm)->run_size);
 	if (own->fd >= 0)
 		close(own->fd);
+	free(own->cpuid);
 	free(own);
 	vcpu->backend = NULL;
 }
@@ -88,26 +89,33 @@ static int run(struct kvm_vcpu *own)
 	return error;
 }
 
-int kvm_complete(struct kvm_vcpu *own)
+int kvm_complete(struct vcpu *vcpu)
 {
+	struct kvm_vcpu *own = kvm_vcpu(vcpu);
 	atomic_store(immediate_exit(own), 1);
 	int error = run(own);
+	if (own->unfinished)
+		vcpu->step_over = false;
 	own->unfinished = false;
 	return error;
 }
 
-/* Finish the instruction of the last exit and no other. It may give one more exit, and then stays unfinished. */
+/* Finish the instruction of the last exit and no other: KVM's emulator goes on behind a write that it steps over.
+ * It may give one more exit, and then stays unfinished. */
 static enum run_verdict finish(struct vcpu *vcpu)
 {
 	struct kvm_vcpu *own = kvm_vcpu(vcpu);
 	own->run->kvm_valid_regs = kvm_sync_fields(vcpu->reply.reply.wanted);
-	int error = kvm_complete(own);
+	int error = kvm_complete(vcpu);
 	return error == -EINTR ? RUN_GO : kvm_exit(vcpu, error);
 }
 
 static enum run_verdict enter(struct vcpu *vcpu)
 {
 	struct kvm_vcpu *own = kvm_vcpu(vcpu);
+	int error = own->unfinished ? 0 : kvm_debug_enter(vcpu);
+	if (error)
+		return kvm_exit(vcpu, error);
 	/* Sequentially consistent, before the look at what is asked: a kick that comes after that look sets
 	 * the flag again, and what a kick before it was for is seen. */
 	atomic_store(immediate_exit(own), 0);
@@ -127,12 +135,18 @@ static bool window_due(struct vcpu *vcpu)
 	return kvm_vcpu(vcpu)->interruptible && vcpu_attention(vcpu) & ATTENTION_WINDOW;
 }
 
+/* Before anything else, the instruction that the last exit stands in. */
+static bool must_finish(struct vcpu *vcpu)
+{
+	return kvm_debug_steps(kvm_vcpu(vcpu)) || vcpu_owes_boundary(vcpu) || window_due(vcpu);
+}
+
 void kvm_vcpu_loop(struct vcpu *vcpu)
 {
 	struct kvm_vcpu *own = kvm_vcpu(vcpu);
 	enum run_verdict verdict = RUN_GO;
 	while (verdict == RUN_GO) {
-		if (own->unfinished && (vcpu_owes_boundary(vcpu) || window_due(vcpu)))
+		if (own->unfinished && must_finish(vcpu))
 			verdict = finish(vcpu);
 		else if (!own->unfinished && vcpu_boundary(vcpu) == RUN_ENDED)
 			verdict = RUN_ENDED;
