@@ -107,7 +107,9 @@ static enum run_verdict finish(struct vcpu *vcpu)
 	struct kvm_vcpu *own = kvm_vcpu(vcpu);
 	own->run->kvm_valid_regs = kvm_sync_fields(vcpu->reply.reply.wanted);
 	int error = kvm_complete(vcpu);
-	return error == -EINTR ? RUN_GO : kvm_exit(vcpu, error);
+	/* KVM's emulator, which ends it, tells of no breakpoint; and of the step the boundary tells by itself. */
+	bool ended = error == -EINTR || (!error && own->run->exit_reason == KVM_EXIT_DEBUG);
+	return ended ? RUN_GO : kvm_exit(vcpu, error);
 }
 
 static enum run_verdict enter(struct vcpu *vcpu)
