@@ -8,8 +8,8 @@ from typing import Final
 from vmsession.v1 import vcpu_pb2
 
 from core_service.refusal import invalid
+from dataspace.vcpu_page import BREAKPOINTS
 
-LIMIT: Final = 4
 CONDITIONS: Final = {
     vcpu_pb2.BREAKPOINT_KIND_EXECUTE: 0,
     vcpu_pb2.BREAKPOINT_KIND_WRITE: 1,
@@ -20,8 +20,8 @@ LENGTHS: Final = {1: 0, 2: 1, 4: 3, 8: 2}
 
 def debug_control(breakpoints: Sequence[vcpu_pb2.Breakpoint]) -> int:
     """The control word. Raises Refusal INVALID_ARGUMENT."""
-    if len(breakpoints) > LIMIT:
-        raise invalid("breakpoints", f"{len(breakpoints)} breakpoints", f"at most {LIMIT}")
+    if len(breakpoints) > BREAKPOINTS:
+        raise invalid("breakpoints", f"{len(breakpoints)} breakpoints", f"at most {BREAKPOINTS}")
     return sum(_bits(index, breakpoint_) for index, breakpoint_ in enumerate(breakpoints))
 
 

@@ -81,7 +81,15 @@ async def get_cpuid(session: Session, vcpu: Vcpu) -> pb.GetVcpuCpuidResponse:
 async def set_cpuid(session: Session, vcpu: Vcpu, request: pb.SetVcpuCpuidRequest) -> None:
     """Set the CPUID table. Raises Refusal ALREADY_STARTED, UNSUPPORTED, INVALID_ARGUMENT."""
     session.engine.must_have(Capability.CPUID)
-    await session.engine.set_cpuid(vcpu.index, cpuid_table(request.leaves))
+    table = cpuid_table(request.leaves)
+    try:
+        await session.engine.set_cpuid(vcpu.index, table)
+    except Refusal as refusal:
+        if refusal.reason != "INVALID_ARGUMENT":
+            raise
+        raise invalid(
+            "leaves", f"{len(table)} leaves", f"a table that fits: {refusal}"
+        ) from refusal
 
 
 async def handle_exits(

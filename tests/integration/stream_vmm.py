@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grpc
 from vmsession.v1 import dataspace_pb2, vcpu_pb2, vm_session_pb2
@@ -87,14 +87,14 @@ class StreamVmm:
         """The next exit."""
         return self.stream.next()
 
-    def start(self) -> None:
-        """From STARTUP into the guest, in real mode."""
+    def start(self, wanted: Sequence[str] = ()) -> None:
+        """From STARTUP into the guest, in real mode; `wanted` are registers to see at its exits."""
         self.reply(vcpu_pb2.Reply())
         startup = self.next()
         assert startup.reason == vcpu_pb2.EXIT_REASON_STARTUP
         assert startup.sequence == 1
         registers = vcpu_pb2.VcpuState(rip=ORIGIN, cs=REAL_MODE_CODE)
-        self.reply(vcpu_pb2.Reply(sequence=startup.sequence, state=registers))
+        self.reply(vcpu_pb2.Reply(sequence=startup.sequence, state=registers, wanted=wanted))
 
     def end_stream(self) -> grpc.StatusCode:
         """Close our side; the status that the stream ends with."""
