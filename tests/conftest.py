@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import sys
 from collections import Counter
 
@@ -17,6 +18,11 @@ def expected() -> list[str]:
     """The engines that must work here."""
     wheel = sys.version_info[:2] == (3, 11) and platform.machine() == "x86_64"
     return ["kvm"] * os.access("/dev/kvm", os.R_OK | os.W_OK) + ["soft"] * wheel
+
+
+def pytest_configure() -> None:
+    """A run that is terminated tears down like one that is interrupted, and leaves no core behind."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:

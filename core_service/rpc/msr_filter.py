@@ -23,4 +23,6 @@ def _checked(at: int, wanted: pb.MsrRange) -> MsrRange:
     if wanted.first + wanted.count > 1 << 32:
         last = f"{wanted.first:#x} and {wanted.count - 1} more"
         raise invalid(f"ranges[{at}].first", last, "within 32 bits to its last MSR")
+    if not wanted.read and not wanted.write:
+        raise invalid(f"ranges[{at}]", "neither read nor write", "one of them, or both")
     return MsrRange(wanted.first, wanted.count, wanted.read, wanted.write)

@@ -48,6 +48,13 @@ class RunningCore:
             stderr=self._log,
             text=True,
         )
+        try:
+            self._must_serve()
+        except BaseException:  # nobody has it yet who could close it
+            self.close()
+            raise
+
+    def _must_serve(self) -> None:
         assert self.process.stdout
         line = self.process.stdout.readline()
         assert line == f"vmcore: serving on {self.socket}\n", self.log()

@@ -13,15 +13,18 @@ from tests.integration.engines import on_every_engine
 from tests.integration.refusals import error_info
 from tests.integration.running_core import Stubs
 from tests.integration.stream_vmm import StreamVmm
+from tests.integration.waiting import eventually
 
 HLT = bytes.fromhex("f4")
 # mov ecx,0x277; rdmsr; hlt
 RDMSR_PAT = bytes.fromhex("66b977020000 0f32 f4")
-# fninit; fld1; hlt
-LOAD_ONE = bytes.fromhex("dbe3 d9e8 f4")
+TWO_HLTS = bytes.fromhex("f4 f4")
 ONE = bytes.fromhex("0000 0000 0000 0080 ff3f")  # 1.0, 80 bits
 PI = bytes.fromhex("35c2 6821 a2da 0fc9 0040")
-ST0 = slice(32, 42)  # in the XSAVE area: SDM vol. 1, table 10-2
+# in the XSAVE area: SDM vol. 1, table 10-2, and 13.4.2
+ST0 = slice(32, 42)
+XSTATE_BV = 512
+X87 = 1
 
 
 def has(stubs: Stubs, engine: str, feature: str) -> bool:
@@ -86,7 +89,7 @@ def test_an_msr_filter(stubs: Stubs, engine: str) -> None:
 
 @on_every_engine
 def test_fpu_state(stubs: Stubs, engine: str) -> None:
-    vmm = StreamVmm(stubs, engine, LOAD_ONE)
+    vmm = StreamVmm(stubs, engine, TWO_HLTS)
     if not has(stubs, engine, "fpu"):
         charged = vcpu_pb2.Reply(state=vcpu_pb2.VcpuState(fpu=b"x"))
         request = vm_session_pb2.RunRequest(vcpu=vmm.vcpu, reply=charged)
@@ -94,19 +97,61 @@ def test_fpu_state(stubs: Stubs, engine: str) -> None:
         return
     vmm.start(wanted=["fpu"])
     halt = vmm.next()
-    assert halt.state.fpu[ST0] == ONE
     everything = vm_session_pb2.GetVcpuStateRequest(vcpu=vmm.vcpu)
     assert stubs.vm.GetVcpuState(everything).state.fpu == halt.state.fpu
     area = bytearray(halt.state.fpu)
+    area[XSTATE_BV] |= X87
     area[ST0] = PI
-    short = vcpu_pb2.VcpuState(fpu=bytes(area[:-1]))
-    by_rpc = vm_session_pb2.UpdateVcpuStateRequest(vcpu=vmm.vcpu, state=short)
+    by_rpc = vm_session_pb2.UpdateVcpuStateRequest(vcpu=vmm.vcpu)
+    by_rpc.state.fpu = bytes(area[:-1])
     info = refused(lambda: stubs.vm.UpdateVcpuState(by_rpc))
     assert (info.reason, info.metadata["field"]) == ("INVALID_ARGUMENT", "fpu")
-    assert str(len(area)) in info.metadata["limit"]
+    assert info.metadata["limit"] == f"the engine's {len(area)} bytes"
     by_rpc.state.fpu = bytes(area)
     stubs.vm.UpdateVcpuState(by_rpc)
     only = vm_session_pb2.GetVcpuStateRequest(vcpu=vmm.vcpu, wanted=["fpu"])
     assert stubs.vm.GetVcpuState(only).state.fpu[ST0] == PI
-    vmm.reply(vcpu_pb2.Reply(sequence=halt.sequence, state=vcpu_pb2.VcpuState(fpu=halt.state.fpu)))
-    assert vmm.next().state.fpu[ST0] == ONE
+    area[ST0] = ONE
+    state = vcpu_pb2.VcpuState(fpu=bytes(area), rip=halt.ip + 1)
+    vmm.reply(vcpu_pb2.Reply(sequence=halt.sequence, state=state))
+    second = vmm.next()
+    assert (second.ip, second.state.fpu[ST0]) == (halt.ip + 1, ONE)
+
+
+@on_every_engine
+def test_fpu_state_of_a_vcpu_with_a_page(stubs: Stubs, engine: str) -> None:
+    if not has(stubs, engine, "fpu"):
+        pytest.skip(f"engine {engine} moves no FPU state")
+    session = stubs.vm.CreateSession(vm_session_pb2.CreateSessionRequest(engine=engine)).session
+    vcpu = stubs.vm.CreateVcpu(
+        vm_session_pb2.CreateVcpuRequest(
+            session=session.name, transport=vm_session_pb2.TRANSPORT_PAGE, page_abi=2
+        )
+    ).vcpu.name
+    stubs.vm.Run(vm_session_pb2.RunRequest(vcpu=vcpu))  # which stops at STARTUP
+    reads = vm_session_pb2.GetVcpuStateRequest(vcpu=vcpu, wanted=["fpu"])
+    eventually(lambda: stopped(stubs, reads))
+    area = bytearray(stubs.vm.GetVcpuState(reads).state.fpu)
+    area[XSTATE_BV] |= X87
+    area[ST0] = PI
+    state = vcpu_pb2.VcpuState(fpu=bytes(area))
+    stubs.vm.UpdateVcpuState(vm_session_pb2.UpdateVcpuStateRequest(vcpu=vcpu, state=state))
+    assert stubs.vm.GetVcpuState(reads).state.fpu[ST0] == PI
+
+
+def stopped(stubs: Stubs, reads: vm_session_pb2.GetVcpuStateRequest) -> bool:
+    try:
+        stubs.vm.GetVcpuState(reads)
+    except grpc.RpcError as error:
+        return error_info(error).reason != "NOT_STOPPED"
+    return True
+
+
+@on_every_engine
+def test_fpu_state_before_the_first_exit(stubs: Stubs, engine: str) -> None:
+    """Its size is not told yet."""
+    vmm = StreamVmm(stubs, engine, HLT)
+    state = vcpu_pb2.VcpuState(fpu=b"x")
+    request = vm_session_pb2.UpdateVcpuStateRequest(vcpu=vmm.vcpu, state=state)
+    wanted = "NOT_STOPPED" if has(stubs, engine, "fpu") else "UNSUPPORTED"
+    assert refused(lambda: stubs.vm.UpdateVcpuState(request)).reason == wanted

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from vmsession.v1 import core_pb2, vm_session_pb2
 
-from tests.integration.running_core import Stubs
+from tests.integration.running_core import ROOT, RunningCore, Stubs
 from tests.integration.waiting import eventually
 
 VMCORE = Path(sys.executable).parent / "vmcore"
@@ -226,3 +226,36 @@ def test_a_signal_while_core_starts(start: Start, directory: Path, number: signa
     assert "Traceback" not in error
     assert not (directory / "core.sock").exists()
     assert not (directory / "fds.sock").exists()
+
+
+def test_a_core_that_does_not_serve_leaves_no_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the tests' own making: nobody else could remove it."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(AssertionError, match="it cannot"):
+        RunningCore(command=(sys.executable, "-c", "raise SystemExit('it cannot')"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_test_run_that_is_terminated_leaves_no_directory(directory: Path) -> None:
+    endless = directory / "test_endless.py"
+    endless.write_text("def test_endless(core):\n    core.process.wait()\n")
+    plugins = ["-p", "tests.conftest", "-p", "tests.integration.conftest"]
+    tests = subprocess.Popen(
+        [sys.executable, "-m", "pytest", *plugins, "-c", ROOT / "pyproject.toml", endless],
+        cwd=ROOT,
+        env=os.environ | {"TMPDIR": str(directory)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        eventually(lambda: bool(list(directory.glob("vmsession-test-*/core.sock"))), limit=30)
+        tests.terminate()
+        told, _ = tests.communicate(timeout=25)
+    finally:
+        tests.kill()
+        tests.communicate()
+    assert tests.returncode == pytest.ExitCode.INTERRUPTED, told
+    assert list(directory.glob("vmsession-test-*")) == []

@@ -209,9 +209,10 @@ def test_msr_ranges_to_the_last_one() -> None:
 @pytest.mark.parametrize(
     ("ranges", "field"),
     [
-        ([pb.MsrRange(first=1, count=1)] * 17, "ranges"),
+        ([pb.MsrRange(first=1, count=1, read=True)] * 17, "ranges"),
+        ([pb.MsrRange(first=1, count=1)], "ranges[0]"),
         ([pb.MsrRange(first=1)], "ranges[0].count"),
-        ([pb.MsrRange(count=4096), pb.MsrRange(count=4097)], "ranges[1].count"),
+        ([pb.MsrRange(count=4096, read=True), pb.MsrRange(count=4097)], "ranges[1].count"),
         ([pb.MsrRange(first=0xFFFFFFFF, count=2)], "ranges[0].first"),
     ],
 )

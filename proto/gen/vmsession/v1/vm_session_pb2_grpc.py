@@ -228,7 +228,7 @@ class VmSessionServiceServicer:
     def SetMsrFilter(self, request, context):
         """Names the MSRs whose accesses exit, also where the engine keeps them, instead of those named before; what
         the engine does not know exits anyway. Errors: NOT_FOUND, UNSUPPORTED (`msr_filter`), INVALID_ARGUMENT (more
-        than 16 ranges, an empty one, one of more than 4096 MSRs, or beyond 32 bits).
+        than 16 ranges, an empty one, one of more than 4096 MSRs, beyond 32 bits, or of neither access).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

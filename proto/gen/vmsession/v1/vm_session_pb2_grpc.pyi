@@ -82,7 +82,7 @@ class VmSessionServiceStub:
     SetMsrFilter: _grpc.UnaryUnaryMultiCallable[_vm_session_pb2.SetMsrFilterRequest, _vm_session_pb2.SetMsrFilterResponse]
     """Names the MSRs whose accesses exit, also where the engine keeps them, instead of those named before; what
     the engine does not know exits anyway. Errors: NOT_FOUND, UNSUPPORTED (`msr_filter`), INVALID_ARGUMENT (more
-    than 16 ranges, an empty one, one of more than 4096 MSRs, or beyond 32 bits).
+    than 16 ranges, an empty one, one of more than 4096 MSRs, beyond 32 bits, or of neither access).
     """
     Attach: _grpc.UnaryUnaryMultiCallable[_vm_session_pb2.AttachRequest, _vm_session_pb2.AttachResponse]
     """Maps a dataspace, or a part of it, at a guest-physical range. The identical attachment again is
@@ -184,7 +184,7 @@ class VmSessionServiceAsyncStub(VmSessionServiceStub):
     SetMsrFilter: _aio.UnaryUnaryMultiCallable[_vm_session_pb2.SetMsrFilterRequest, _vm_session_pb2.SetMsrFilterResponse]  # type: ignore[assignment]
     """Names the MSRs whose accesses exit, also where the engine keeps them, instead of those named before; what
     the engine does not know exits anyway. Errors: NOT_FOUND, UNSUPPORTED (`msr_filter`), INVALID_ARGUMENT (more
-    than 16 ranges, an empty one, one of more than 4096 MSRs, or beyond 32 bits).
+    than 16 ranges, an empty one, one of more than 4096 MSRs, beyond 32 bits, or of neither access).
     """
     Attach: _aio.UnaryUnaryMultiCallable[_vm_session_pb2.AttachRequest, _vm_session_pb2.AttachResponse]  # type: ignore[assignment]
     """Maps a dataspace, or a part of it, at a guest-physical range. The identical attachment again is
@@ -343,7 +343,7 @@ class VmSessionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_vm_session_pb2.SetMsrFilterResponse, _abc.Awaitable[_vm_session_pb2.SetMsrFilterResponse]]:
         """Names the MSRs whose accesses exit, also where the engine keeps them, instead of those named before; what
         the engine does not know exits anyway. Errors: NOT_FOUND, UNSUPPORTED (`msr_filter`), INVALID_ARGUMENT (more
-        than 16 ranges, an empty one, one of more than 4096 MSRs, or beyond 32 bits).
+        than 16 ranges, an empty one, one of more than 4096 MSRs, beyond 32 bits, or of neither access).
         """
 
     @_abc_1.abstractmethod
