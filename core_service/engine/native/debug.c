@@ -81,24 +81,21 @@ static uint64_t next_instruction(struct vcpu *vcpu, uint64_t *rip)
 
 bool debug_exit_due(struct vcpu *vcpu)
 {
-	struct debugged *debugged = &vcpu->common->debugged;
-	bool told = debugged->status;
-	if (!told && !vcpu->common->owed.step_ends)
+	uint32_t *debugged = &vcpu->common->debugged;
+	if (vcpu->common->owed.step_ends && !*debugged)
+		*debugged = VCPU_DEBUG_STEP;
+	if (!*debugged)
 		return false;
-	uint64_t rip, linear = next_instruction(vcpu, &rip);
-	if (!told)
-		*debugged = (struct debugged){.status = VCPU_DEBUG_STEP, .linear = linear};
 	struct vcpu_exit *exit = vcpu_exit(vcpu, EXIT_DEBUG, EXIT_IP_VALID);
-	exit->ip = rip;
-	exit->address = debugged->linear;
-	exit->detail = debugged->status;
-	debugged->status = 0;
+	exit->address = next_instruction(vcpu, &exit->ip);
+	exit->detail = *debugged;
+	*debugged = 0;
 	return true;
 }
 
 void debug_completed(struct vcpu *vcpu)
 {
-	vcpu->common->debugged.status &= BREAKPOINTS_HIT;
+	vcpu->common->debugged &= BREAKPOINTS_HIT;
 }
 
 void debug_enter(struct vcpu *vcpu)
@@ -113,9 +110,7 @@ void debug_leave(struct vcpu *vcpu)
 	vcpu->common->owed.step = vcpu->common->owed.step_ends = false;
 }
 
-void vcpu_debugged(struct vcpu *vcpu, uint32_t status, uint64_t linear)
+void vcpu_debugged(struct vcpu *vcpu, uint32_t status)
 {
-	struct debugged *debugged = &vcpu->common->debugged;
-	debugged->status |= status & (VCPU_DEBUG_STEP | BREAKPOINTS_HIT);
-	debugged->linear = linear;
+	vcpu->common->debugged |= status & (VCPU_DEBUG_STEP | BREAKPOINTS_HIT);
 }

@@ -159,10 +159,10 @@ bool vcpu_owes_boundary(struct vcpu *);
 void vcpu_halt(struct vcpu *, uint64_t ip, uint32_t length);
 void vcpu_shut_down(struct vcpu *);
 
-/* With ENGINE_DEBUG: what was to be debugged has happened, `status` in DR6's layout (VCPU_DEBUG_STEP and bits 0 to 3),
- * `linear` the address of the instruction that comes next. Called at the boundary, instead of an exchange;
- * vcpu_boundary() publishes it. */
-void vcpu_debugged(struct vcpu *, uint32_t status, uint64_t linear);
+/* With ENGINE_DEBUG: what was to be debugged has happened, `status` in DR6's layout (VCPU_DEBUG_STEP and bits 0 to 3).
+ * Called at the boundary, instead of an exchange: vcpu_boundary() publishes it with the address of the instruction
+ * that comes next, which registers charged meanwhile may have moved. */
+void vcpu_debugged(struct vcpu *, uint32_t status);
 
 /* The size of the next part of an access to a device's memory: at most 8 bytes, a power of two; what is not a
  * power of two (an access that ends at its page's end) or larger is cut so that the parts are aligned. */

@@ -134,7 +134,7 @@ void soft_debug_report(struct soft_vcpu *soft)
 {
 	uint32_t status = soft->debug_status;
 	soft->debug_status = 0;
-	vcpu_debugged(soft->vcpu, status, soft_linear_ip(soft));
+	vcpu_debugged(soft->vcpu, status);
 }
 
 /* ---- what Bochs asks */

@@ -70,12 +70,6 @@ struct owed {
 	struct vcpu_vmm_half registers; /* charged, scalar, segment */
 };
 
-/* What the debugged guest did; not yet told while `status` is not zero. */
-struct debugged {
-	uint32_t status;
-	uint64_t linear;
-};
-
 struct vcpu_common {
 	_Atomic uint32_t phase;
 	uint32_t exit_seq; /* the vCPU's thread counts; others read it only in a phase they own */
@@ -99,7 +93,7 @@ struct vcpu_common {
 	/* instruction boundary, see boundary.c */
 	struct owed owed;
 	struct rest rest;
-	struct debugged debugged;
+	uint32_t debugged; /* what EXIT_DEBUG has still to tell, as DR6 */
 	enum vcpu_injection_result injection_result; /* goes into the next exit */
 
 	enum channel_status created; /* what vcpu_create said, and why */
