@@ -96,6 +96,9 @@ def test_names_of_nothing(stubs: Stubs, name: str) -> None:
         lambda: stubs.vm.RequestWindow(vm_session_pb2.RequestWindowRequest(vcpu=name)),
         lambda: stubs.vm.GetVcpuState(vm_session_pb2.GetVcpuStateRequest(vcpu=name)),
         lambda: stubs.vm.UpdateVcpuState(vm_session_pb2.UpdateVcpuStateRequest(vcpu=name)),
+        lambda: stubs.vm.GetVcpuCpuid(vm_session_pb2.GetVcpuCpuidRequest(vcpu=name)),
+        lambda: stubs.vm.SetVcpuCpuid(vm_session_pb2.SetVcpuCpuidRequest(vcpu=name)),
+        lambda: stubs.vm.SetMsrFilter(vm_session_pb2.SetMsrFilterRequest(session=name)),
         lambda: list(
             stubs.vm.HandleExits(iter([vm_session_pb2.HandleExitsRequest(open=name)]), timeout=9)
         ),
@@ -213,6 +216,9 @@ def test_a_vcpu_exists_once(stubs: Stubs, session: str) -> None:
         ),
         vcpu_pb2.Reply(wanted=["rax", "ray"]),
         vcpu_pb2.Reply(state=vcpu_pb2.VcpuState(cs=vcpu_pb2.Segment(selector=0x10000))),
+        vcpu_pb2.Reply(
+            breakpoints=vcpu_pb2.Breakpoints(breakpoints=[vcpu_pb2.Breakpoint(address=1)])
+        ),
     ],
 )
 def test_malformed_replies(stubs: Stubs, session: str, reply: vcpu_pb2.Reply) -> None:
