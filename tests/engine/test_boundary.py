@@ -136,6 +136,19 @@ def test_an_nmi_is_taken_with_the_flag_clear(engine: Engine, transport: Transpor
         assert vcpu.expect(Reason.PORT).address == 0x80
 
 
+def test_an_nmi_within_an_nmi_wakes_nobody(engine: Engine, transport: Transport) -> None:
+    source = HANDLER.replace("out 0x90, al", "out 0x90, al; hlt") + "hlt; out 0x80, al; hlt"
+    with guest(engine, transport, source, "real") as vcpu:
+        vcpu.expect(Reason.HLT)
+        inject(vcpu, InjectType.NMI, 2)
+        vcpu.run()
+        handler_ran(vcpu)
+        within = vcpu.expect(Reason.HLT).ip
+        inject(vcpu, InjectType.NMI, 2)
+        assert vcpu.expect(Reason.HLT).ip == within
+        assert vcpu.exit.injection == Injection.TAKEN
+
+
 def test_an_exception_is_taken_always(engine: Engine, transport: Transport) -> None:
     with guest(engine, transport, HANDLER + "cli; hlt; hlt", "real") as vcpu:
         vcpu.expect(Reason.HLT)

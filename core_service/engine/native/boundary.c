@@ -128,15 +128,26 @@ static bool inject(struct vcpu *vcpu, uint32_t injection, uint32_t error)
 	return backend.inject(vcpu, injection, error);
 }
 
+/* An NMI within the handler of another waits for its IRET, pending. */
+static bool nmi_waits(struct vcpu *vcpu, uint32_t injection)
+{
+	static const uint64_t wanted[2] = {1ull << REG_INTERRUPTIBILITY, 0};
+	if ((injection >> INJECT_TYPE_SHIFT & 7) != INJECT_NMI)
+		return false;
+	boundary_read(vcpu, wanted);
+	return vcpu->half->valid[0] & wanted[0] && vcpu->half->scalar[REG_INTERRUPTIBILITY] & VCPU_SHADOW_NMI;
+}
+
 static void inject_owed(struct vcpu *vcpu)
 {
 	struct owed *owed = &vcpu->common->owed;
 	if (!owed->injection)
 		return;
+	bool wakes = !nmi_waits(vcpu, owed->injection);
 	bool taken = inject(vcpu, owed->injection, owed->injection_error);
 	vcpu->common->injection_result = taken ? INJECTION_TAKEN : INJECTION_NOT_TAKEN;
 	owed->injection = 0;
-	if (taken)
+	if (taken && wakes)
 		vcpu->common->rest.activity = ACTIVITY_ACTIVE; /* it wakes from HLT, whose end the CPU already stands at */
 }
 

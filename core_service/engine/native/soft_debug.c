@@ -123,9 +123,12 @@ void soft_debug_begin(struct soft_vcpu *soft)
 void soft_debug_boundary(struct soft_vcpu *soft)
 {
 	bool executed = advanced(soft);
-	soft->debug_status |= breakpoints_here(soft);
-	if (soft->vcpu->stepping && executed)
-		soft->debug_status |= VCPU_DEBUG_STEP;
+	/* A boundary that is owed ends the step by itself, and may change which instruction comes next. */
+	if (!soft->leave) {
+		soft->debug_status |= breakpoints_here(soft);
+		if (soft->vcpu->stepping && executed)
+			soft->debug_status |= VCPU_DEBUG_STEP;
+	}
 	if (soft->debug_status && !soft->stop)
 		soft->stop = STOP_DEBUG;
 }
