@@ -82,5 +82,5 @@ void kvm_debug_exit(struct vcpu *vcpu)
 	if (vcpu->stepping)
 		status |= exit->dr6 & VCPU_DEBUG_STEP;
 	if (status)
-		vcpu_debugged(vcpu, status, exit->pc);
+		vcpu_debugged(vcpu, status);
 }
