@@ -68,6 +68,8 @@ enum vcpu_scalar {
 	REG_SCALARS,
 };
 
+/* What it does instead of executing. A vCPU that waits for SIPI gives no exit but EXIT_PAUSED, and only a charged
+ * ACTIVITY_ACTIVE ends that; HALTED and SHUTDOWN are ended by a charged rip as well. */
 enum vcpu_activity { ACTIVITY_ACTIVE, ACTIVITY_HALTED, ACTIVITY_SHUTDOWN, ACTIVITY_WAIT_FOR_SIPI };
 
 #define VCPU_SHADOW_STI 0x1u
@@ -193,7 +195,9 @@ struct vcpu_engine_half {
 
 /* Charged registers, an injection and COMPLETE belong to an instruction boundary. At an exit in the middle of
  * an instruction they wait for its end; a further exit of the same instruction may come first, whose reply
- * adds to the registers and replaces the injection. The injection's result is in the first exit after it. */
+ * adds to the registers and replaces the injection. The injection's result is in the first exit after it. That end
+ * may be an exit of its own, EXIT_MEMORY_FAULT or EXIT_INTERNAL_ERROR: it comes after the registers and the injection,
+ * and in the place of EXIT_COMPLETED. */
 
 /* Injection: vector | type << 8 | INJECT_ERROR_CODE | INJECT_VALID, as in AMD's EVENTINJ (APM vol. 2, 15.20). */
 #define INJECT_VALID 0x80000000u

@@ -6,7 +6,7 @@ import resource
 
 import pytest
 
-from core_service.engine.protocol import Transport
+from core_service.engine.protocol import Status, Transport, Type
 from dataspace.registers import Segment
 from dataspace.vcpu_page import Activity, ExitFlag, Injection, InjectType, Reason, ReplyFlag
 from tests.engine.harness import ORIGIN, Engine, Vcpu, guest
@@ -370,3 +370,79 @@ def test_interrupts_at_startup_follow_the_charged_flags(
         else:
             assert vcpu.reason == Reason.HLT
             assert vcpu.exit.injection == Injection.NOT_TAKEN
+
+
+@pytest.mark.parametrize("how", ["fetch", "state"])
+def test_what_the_channel_sets_shows_in_the_exit(
+    engine: Engine, transport: Transport, how: str
+) -> None:
+    """SET_STATE opens the window: the exit at which the vCPU stands says so from then on."""
+    with guest(engine, transport, "cli; hlt") as vcpu:
+        assert not vcpu.expect(Reason.HLT).flags & ExitFlag.IF
+        vcpu.charge(rflags=0x202)
+        assert vcpu.packet_status(Type.SET_STATE) == Status.OK
+        vcpu.reply.clear_reply()
+        if how == "fetch":
+            vcpu.fetch("rip")
+        flags = vcpu.exit.flags if how == "fetch" else vcpu.state("rip").flags
+        assert flags & (ExitFlag.IF | ExitFlag.INTERRUPTIBLE) == (
+            ExitFlag.IF | ExitFlag.INTERRUPTIBLE
+        )
+
+
+@pytest.fixture
+def nmi_windows(engine: Engine) -> Engine:
+    """An engine that has them."""
+    if not engine.offer.exit_reasons >> Reason.NMI_WINDOW & 1:
+        pytest.skip(f"{engine.offer.engine} has no NMI windows")
+    return engine
+
+
+def in_an_nmi(vcpu: Vcpu) -> None:
+    """At the handler's exit."""
+    vcpu.expect(Reason.HLT)
+    inject(vcpu, InjectType.NMI, 2)
+    vcpu.run()
+    handler_ran(vcpu)
+
+
+def test_an_engine_without_nmi_windows_refuses(engine: Engine, transport: Transport) -> None:
+    if engine.offer.exit_reasons >> Reason.NMI_WINDOW & 1:
+        pytest.skip(f"{engine.offer.engine} has NMI windows")
+    with guest(engine, transport, "hlt") as vcpu:
+        vcpu.reply.set_flags(ReplyFlag.NMI_WINDOW)
+        assert vcpu.expect(Reason.INVALID_STATE).detail == 1  # REFUSED_FLAGS
+
+
+def test_an_nmi_window_opens_behind_the_handler(nmi_windows: Engine, transport: Transport) -> None:
+    """Asked for once, told once; an NMI in between waits behind the first one."""
+    source = HANDLER + "cli; hlt; nop; out 0x80, al; hlt"
+    with guest(nmi_windows, transport, source, "real") as vcpu:
+        in_an_nmi(vcpu)
+        vcpu.reply.set_flags(ReplyFlag.NMI_WINDOW)
+        exit_ = vcpu.expect(Reason.NMI_WINDOW)
+        assert exit_.flags & ExitFlag.NMI_OPEN
+        inject(vcpu, InjectType.NMI, 2)
+        vcpu.run()
+        handler_ran(vcpu)
+        assert vcpu.exit.injection == Injection.TAKEN
+        assert vcpu.expect(Reason.PORT).address == 0x80
+
+
+def test_an_nmi_window_can_be_withdrawn(nmi_windows: Engine, transport: Transport) -> None:
+    with guest(nmi_windows, transport, HANDLER + "cli; hlt; out 0x80, al", "real") as vcpu:
+        in_an_nmi(vcpu)
+        vcpu.reply.set_flags(ReplyFlag.NMI_WINDOW | ReplyFlag.COMPLETE)
+        vcpu.expect(Reason.COMPLETED)
+        vcpu.reply.set_flags(ReplyFlag.WITHDRAW_WINDOW)
+        assert vcpu.expect(Reason.PORT).address == 0x80
+
+
+def test_the_nmi_window_comes_before_the_other(nmi_windows: Engine, transport: Transport) -> None:
+    with guest(nmi_windows, transport, "sti; hlt") as vcpu:
+        vcpu.expect(Reason.HLT)
+        vcpu.window()
+        vcpu.reply.set_flags(ReplyFlag.NMI_WINDOW)
+        vcpu.expect(Reason.NMI_WINDOW)
+        assert vcpu.expect(Reason.WINDOW).window_ack == 1
+        vcpu.expect(Reason.HLT)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from core_service.engine.protocol import Transport
+from core_service.engine.protocol import Capability, Transport
 from dataspace.registers import Segment
-from dataspace.vcpu_page import DATA_BYTES, Activity, ExitFlag, Reason, ReplyFlag
+from dataspace.vcpu_page import DATA_BYTES, FPU_BYTES, Activity, ExitFlag, Reason, ReplyFlag
 from tests.engine.harness import ORIGIN, RAM, Engine, Vcpu, guest
 
 HOLE = 0x100000  # nothing is attached there
+XMM0 = slice(160, 176)  # in the FPU area: SDM vol. 1, table 10-2
 SEGMENT_NOTHING = Segment(0, 0, 0, 0)
 
 
@@ -210,51 +211,46 @@ def test_two_vcpus_share_memory(engine: Engine, transport: Transport) -> None:
         second.close()
 
 
-def test_fpu_state_moves_with_the_page(engine: Engine) -> None:
-    with guest(engine, Transport.PAGE, "hlt; hlt") as vcpu:
-        assert vcpu.map
+def test_fpu_state_moves(engine: Engine, transport: Transport) -> None:
+    engine.need(Capability.FPU)
+    with guest(engine, transport, "hlt; hlt") as vcpu:
         vcpu.expect(Reason.HLT)
-        fetched = vcpu.fetch("fpu")
-        assert fetched == {}
-        size = vcpu.exit.fpu_size
-        if not size:
-            pytest.skip("this engine moves no FPU state")
+        assert vcpu.fetch("fpu") == {}
         assert vcpu.exit.masks == (0, 1 << 32)
-        area = bytearray(vcpu.map[0x1000 : 0x1000 + size])
-        area[160:176] = bytes(range(16))  # XMM0 in the legacy region
+        area = bytearray(vcpu.fpu)
+        area[XMM0] = bytes(range(16))
         area[512] |= 2  # XSTATE_BV: SSE
-        vcpu.map[0x2000 : 0x2000 + size] = area
-        vcpu.reply.charge_fpu()
+        vcpu.charge_fpu(bytes(area).ljust(FPU_BYTES, b"\0"))
         vcpu.expect(Reason.HLT)
         vcpu.fetch("fpu")
-        assert vcpu.map[0x1000 + 160 : 0x1000 + 176] == bytes(range(16))
+        assert vcpu.fpu[XMM0] == bytes(range(16))
 
 
-def test_a_refused_reply_leaves_fpu_state_that_waits_alone(engine: Engine) -> None:
+def test_a_refused_reply_leaves_fpu_state_that_waits_alone(
+    engine: Engine, transport: Transport
+) -> None:
     """Charged at the first of an instruction's two exits; the reply to the second is refused."""
-    with guest(engine, Transport.PAGE, f"mov [{HOLE + 0xFFE}], eax; hlt; hlt") as vcpu:
+    engine.need(Capability.FPU)
+    with guest(engine, transport, f"mov [{HOLE + 0xFFE}], eax; hlt; hlt") as vcpu:
         vcpu.expect(Reason.MMIO)
-        charge_xmm0(vcpu, b"\x11" * 16)
+        vcpu.charge_fpu(fpu_with_xmm0(b"\x11" * 16))
         vcpu.expect(Reason.MMIO)
-        charge_xmm0(vcpu, b"\x22" * 16)
+        vcpu.charge_fpu(fpu_with_xmm0(b"\x22" * 16))
         vcpu.reply.set_flags(0x80)
         vcpu.expect(Reason.INVALID_STATE)
         vcpu.expect(Reason.HLT)
         vcpu.fetch("fpu")
-        assert vcpu.map
-        assert vcpu.map[0x1000 + 160 : 0x1000 + 176] == b"\x11" * 16
+        assert vcpu.fpu[XMM0] == b"\x11" * 16
 
 
-def charge_xmm0(vcpu: Vcpu, value: bytes) -> None:
-    """In an FPU area that is otherwise initial: SDM vol. 1, 13.4."""
-    area = bytearray(576)
+def fpu_with_xmm0(value: bytes) -> bytes:
+    """An FPU area that is otherwise initial: SDM vol. 1, 13.4."""
+    area = bytearray(FPU_BYTES)
     area[0:2] = (0x37F).to_bytes(2, "little")
     area[24:28] = (0x1F80).to_bytes(4, "little")
-    area[160:176] = value
+    area[XMM0] = value
     area[512] = 3  # XSTATE_BV: x87, SSE
-    assert vcpu.map
-    vcpu.map[0x2000 : 0x2000 + len(area)] = area
-    vcpu.reply.charge_fpu()
+    return bytes(area)
 
 
 def test_memory_is_what_both_see(engine: Engine, transport: Transport) -> None:
