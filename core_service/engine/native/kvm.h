@@ -91,7 +91,7 @@ void kvm_vcpu_loop(struct vcpu *);
 void kvm_kick(struct vcpu *);
 /* KVM_RUN that only takes over dirty registers and completes the last exit's instruction: 0 when that
  * gave another exit, -EINTR when it is done, another -errno on failure. */
-int kvm_complete(struct vcpu *);
+int kvm_complete(struct kvm_vcpu *);
 
 /* kvm_exit.c: publish what KVM_RUN returned with. `error` is 0 or its -errno. */
 enum run_verdict kvm_exit(struct vcpu *, int error);

@@ -62,7 +62,7 @@ int kvm_debug_enter(struct vcpu *vcpu)
 		return 0;
 	/* KVM binds the trap flag to the rip that it has now, and drops it when it is given another: each step anew. */
 	if (steps && own->run->kvm_dirty_regs)
-		kvm_complete(vcpu);
+		kvm_complete(own);
 	if (ioctl(own->fd, KVM_SET_GUEST_DEBUG, &debug) < 0)
 		return -errno;
 	own->debug = debug;

@@ -252,9 +252,9 @@ static bool write_synchronized(struct vcpu *vcpu, const struct vcpu_vmm_half *ch
 }
 
 /* Have KVM take over what is dirty, which also tells whether an interrupt could be injected now. */
-static bool commit(struct vcpu *vcpu)
+static bool commit(struct kvm_vcpu *own)
 {
-	int error = kvm_complete(vcpu);
+	int error = kvm_complete(own);
 	return !error || error == -EINTR;
 }
 
@@ -269,9 +269,9 @@ bool kvm_write_state(struct vcpu *vcpu, const struct vcpu_vmm_half *charged, con
 	uint64_t pdptes = charged->charged[0] & KVM_PDPTE_SCALARS; /* after CR3, which loads them */
 
 	/* What waits from before is not to be lost with what may be refused now. */
-	bool settled = !at_once || !own->run->kvm_dirty_regs || commit(vcpu);
+	bool settled = !at_once || !own->run->kvm_dirty_regs || commit(own);
 	bool entered = settled && write_directly(own, charged, fpu) && write_synchronized(vcpu, charged) &&
-		       (!at_once || commit(vcpu)) &&
+		       (!at_once || commit(own)) &&
 		       (!pdptes || kvm_pdpte_write(own->fd, pdptes, charged->scalar));
 	if (!entered) {
 		own->run->kvm_dirty_regs = 0;

@@ -89,13 +89,10 @@ static int run(struct kvm_vcpu *own)
 	return error;
 }
 
-int kvm_complete(struct vcpu *vcpu)
+int kvm_complete(struct kvm_vcpu *own)
 {
-	struct kvm_vcpu *own = kvm_vcpu(vcpu);
 	atomic_store(immediate_exit(own), 1);
 	int error = run(own);
-	if (own->unfinished)
-		vcpu->step_over = false;
 	own->unfinished = false;
 	return error;
 }
@@ -106,7 +103,7 @@ static enum run_verdict finish(struct vcpu *vcpu)
 {
 	struct kvm_vcpu *own = kvm_vcpu(vcpu);
 	own->run->kvm_valid_regs = kvm_sync_fields(vcpu->reply.reply.wanted);
-	int error = kvm_complete(vcpu);
+	int error = kvm_complete(own);
 	/* KVM's emulator, which ends it, tells of no breakpoint; and of the step the boundary tells by itself. */
 	bool ended = error == -EINTR || (!error && own->run->exit_reason == KVM_EXIT_DEBUG);
 	return ended ? RUN_GO : kvm_exit(vcpu, error);
