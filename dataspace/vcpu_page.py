@@ -96,6 +96,20 @@ class Injection(IntEnum):
     NOT_TAKEN = 2
 
 
+class ReplyRefusal(IntEnum):
+    """Which check an INVALID_STATE failed, in its detail: `enum vcpu_refusal`, documented there."""
+
+    NONE = 0
+    FLAGS = 1
+    INJECTION = 2
+    WRITTEN_COUNT = 3
+    WRITTEN_RANGE = 4
+    REGISTERS = 5
+    ACTIVITY = 6
+    STATE = 7
+    BREAKPOINTS = 8
+
+
 class InjectType(IntEnum):
     """`enum vcpu_inject_type`."""
 
@@ -172,7 +186,7 @@ def mask(names: Iterable[str]) -> tuple[int, int]:
 
 
 def names(scalars: int, segments: int) -> Iterator[str]:
-    """The register names of two mask words; bits beyond the known registers are ignored."""
+    """The register names of two mask words without `fpu`; unknown bits are ignored."""
     yield from (name for index, name in enumerate(SCALARS) if scalars >> index & 1)
     yield from (name for index, name in enumerate(SEGMENTS) if segments >> index & 1)
 

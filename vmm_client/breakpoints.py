@@ -5,7 +5,7 @@ Source: Intel SDM volume 3, 17.2.4 (DR7) and 17.2.5 (alignment).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from typing import Final, NamedTuple
 
@@ -29,6 +29,8 @@ class Breakpoint(NamedTuple):
 
 
 LENGTHS: Final = {1: 0, 2: 1, 4: 3, 8: 2}
+SIZES: Final = {length: size for size, length in LENGTHS.items()}
+EITHER_BIT: Final = 0x55
 
 
 def control(breakpoints: Iterable[Breakpoint]) -> int:
@@ -42,6 +44,22 @@ def control(breakpoints: Iterable[Breakpoint]) -> int:
         condition = breakpoint_.kind | LENGTHS[breakpoint_.size] << 2
         word |= 1 << 2 * index | condition << 16 + 4 * index
     return word
+
+
+def parse(addresses: Sequence[int], word: int) -> list[Breakpoint]:
+    """The breakpoints of a control word, which may enable them by either bit of a pair.
+
+    Raises ValueError for a malformed word, and for one that leaves a position out.
+    """
+    enabled = (word | word >> 1) & EITHER_BIT
+    breakpoints = [
+        Breakpoint(address, BreakpointKind(word >> 16 + 4 * n & 3), SIZES[word >> 18 + 4 * n & 3])
+        for n, address in enumerate(addresses)
+        if enabled >> 2 * n & 1
+    ]
+    if control(breakpoints) != word & ~0xFF | enabled:
+        raise ValueError(f"control word {word:#x} is malformed, or leaves a position out")
+    return breakpoints
 
 
 def _check(breakpoint_: Breakpoint) -> None:

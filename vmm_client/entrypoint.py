@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import Final
 
 from dataspace._page import wait_any
-from vmm_client.errors import SessionEnded
+from vmm_client.errors import VmsessionError
 from vmm_client.exits import Exit
 from vmm_client.vcpu import SLICE_SECONDS, Vcpu
 
@@ -91,6 +91,6 @@ class Entrypoint:
         for vcpu in tuple(self._vcpus):
             try:
                 vcpu.check_alive()
-            except SessionEnded:
+            except VmsessionError:
                 self._drop(vcpu)
                 raise

@@ -159,6 +159,13 @@ class NotAttached(VmsessionError):
         self.at = at
 
 
+class BadMessage(VmsessionError):
+    """Core sent an exit that no engine's half of a page can hold."""
+
+    def __init__(self, vcpu: str, why: str) -> None:
+        super().__init__(f"{vcpu}: core sent an exit that cannot be: {why}")
+
+
 class BadFd(VmsessionError):
     """Core handed out a file descriptor that is not what was asked for."""
 

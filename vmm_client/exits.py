@@ -18,6 +18,7 @@ from dataspace.vcpu_page import (
     Injection,
     Reason,
     ReplyFlag,
+    ReplyRefusal,
 )
 from vmm_client.errors import UnknownExit
 from vmm_client.page import Page
@@ -238,7 +239,9 @@ class Exit(ExitHead):
             text += f" at {self.ip:#x}"
         if self.injection:
             text += f" injection {self.injection.name}"
-        if self.reason in (Reason.INTERNAL_ERROR, Reason.INVALID_STATE):
+        if self.reason is Reason.INVALID_STATE:
+            text += f" {_REFUSALS.get(self.detail, self.detail)} refused"
+        if self.reason is Reason.INTERNAL_ERROR:
             text += f" detail {self.detail} bytes [{self.instruction_bytes.hex(' ')}]"
         return text
 
@@ -249,3 +252,4 @@ _DIRECTION: Final = {
     _MSR: ("wrmsr", "rdmsr"),
 }
 _INJECTIONS: Final = {int(result): result for result in Injection}
+_REFUSALS: Final = {int(check): check.name.lower() for check in ReplyRefusal}

@@ -53,6 +53,9 @@ class Page:
         finally:
             os.close(fd)
 
+    def check(self) -> None:
+        """Raises what ended the way to the engine; shared memory has no end of its own."""
+
     def release(self) -> None:
         """Let go of the mapping: it ends now, or when a thread that still waits on it returns."""
         self.engine.release()

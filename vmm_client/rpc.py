@@ -39,7 +39,7 @@ class Rpc:
         try:
             return method(request, timeout=seconds)
         except grpc.RpcError as error:
-            raise self._translated(error) from error
+            raise self.translated(error) from error
         except ValueError as error:  # what gRPC raises on a closed channel
             raise Closed(f"the connection to {self._path}") from error
 
@@ -47,7 +47,8 @@ class Rpc:
         """End the connection; closing again does nothing."""
         self.channel.close()
 
-    def _translated(self, error: grpc.RpcError) -> VmsessionError:
+    def translated(self, error: grpc.RpcError) -> VmsessionError:
+        """What a call's error means: Refused, CoreUnavailable or IncompatibleCore."""
         assert isinstance(error, grpc.Call)  # what a call that was made raises
         code, details = error.code(), error.details() or ""
         status = rpc_status.from_call(error)

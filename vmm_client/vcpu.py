@@ -96,7 +96,7 @@ class Vcpu:
                     self._running = True
                     sequence = exchange(SLICE_SECONDS)
                 if sequence == self._seen:
-                    self._owner.check_alive()
+                    self.check_alive()
                     if not self._await(None):
                         return
                     sequence = self._page.waiter.exit_seq
@@ -179,7 +179,9 @@ class Vcpu:
         return self._running
 
     def check_alive(self) -> None:
-        """Raises SessionEnded if the session ended without this program's asking."""
+        """Raises SessionEnded if the session ended without this program's asking; Refused, BadMessage
+        if a stream to it did."""
+        self._page.check()
         self._owner.check_alive()
 
     def awaited(self) -> tuple[Waiter, int]:
@@ -349,12 +351,13 @@ class Vcpu:
         exit_ = self.exit.take(sequence)
         if exit_.reason is _INVALID_STATE:
             self._told = self._told_before
+        else:
+            self._told_before = self._told
         return exit_
 
     def _tell_written(self) -> None:
         if self.exit.reason is Reason.NONE:
             return  # the first run carries no reply: the second tells
-        self._told_before = self._told
         ranges, self._told = self._log.since(self._told)
         self.reply.written(ranges)
 
@@ -369,5 +372,5 @@ class Vcpu:
             remaining -= part
             if remaining <= 0:
                 return False
-            self._owner.check_alive()
+            self.check_alive()
         return False
