@@ -242,6 +242,8 @@ def test_kept_interrupt_shadow(engine: Engine) -> None:
         {"pat": 2},
         {"cr8": 16},
         {"cr3": 1 << 39},
+        {"pdpte0": 1 | 1 << 1},
+        {"pdpte3": 1 | 1 << 39},
         {"dr7": 1 << 32},
         {"lstar": 1 << 47},
         {"gdtr": Segment(0, 0, 0x10000, 0)},
