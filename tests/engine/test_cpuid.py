@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from core_service.engine.protocol import Transport
+from core_service.engine.protocol import Capability, CpuidLeaf, Status, Transport
 from dataspace.vcpu_page import Reason
-from tests.engine.harness import Engine, Vcpu, guest
+from tests.engine.harness import Engine, Vcpu, guest, load
 
 SOURCE = "1: cpuid; hlt; jmp 1b"
 
@@ -63,3 +63,30 @@ def test_no_paravirtual_interface_is_promised(engine: Engine, signature: bytes) 
         for base in (0x40000000, 0x40000100):
             words = leaf(vcpu, base)[1:]
             assert b"".join(word.to_bytes(4, "little") for word in words) != signature
+
+
+def test_the_guest_sees_the_table_that_was_set(engine: Engine, transport: Transport) -> None:
+    """The APIC id too is what the VMM says; sub-leaves are told apart, and what is missing is zero.
+    Features of leaf 1 are left out: kvm_pvm adds the host's to them."""
+    engine.need(Capability.CPUID)
+    with engine.ram() as view:
+        load(view, SOURCE)
+        vcpu = Vcpu(engine, transport)
+        mine = [
+            CpuidLeaf(0, None, 0x15, 0x756E6547, 0x6C65746E, 0x49656E69),
+            CpuidLeaf(1, None, 0x12345, 9 << 24, 0, 1 << 4),
+            CpuidLeaf(4, 0, 0x121, 2, 3, 4),
+            CpuidLeaf(4, 1, 0x122, 5, 6, 7),
+            CpuidLeaf(0x80000000, None, 0x80000002, 0, 0, 0),
+            CpuidLeaf(0x80000002, None, 0x11, 0x22, 0x33, 0x44),
+        ]
+        assert engine.set_cpuid(mine).status == Status.OK
+        vcpu.begin()
+        vcpu.expect(Reason.HLT)
+        for said in mine:
+            shown = 2 if said.function == 1 else 4
+            told = leaf(vcpu, said.function, said.index or 0)
+            assert told[:shown] == (said.eax, said.ebx, said.ecx, said.edx)[:shown]
+        for missing, index in ((4, 2), (7, 0), (0x80000001, 0)):
+            assert leaf(vcpu, missing, index) == (0, 0, 0, 0)
+        vcpu.close()

@@ -10,7 +10,7 @@ from typing import Final
 import pytest
 
 from core_service.engine import protocol
-from core_service.engine.protocol import CpuidLeaf, MsrRange, Status, Transport, Type
+from core_service.engine.protocol import CpuidLeaf, MsrRange, Status, Transport
 from dataspace.registers import Segment
 from dataspace.vcpu_page import (
     FPU_BYTES,
@@ -258,18 +258,12 @@ def test_a_guest_enters_long_mode(engine: Engine) -> None:
 def test_a_table_that_kvm_refuses(engine: Engine, transport: Transport) -> None:
     """A width of linear addresses that no CPU has. The table before stays."""
     vcpu = Vcpu(engine, transport)
-    before = table(engine)
+    before = tuple(engine.cpuid())
     refused = engine.ask(lambda n: protocol.cpuid_packet(n, 0, [WIDE]))
     assert refused.status == Status.BAD_MESSAGE
     assert refused.text == "vCPU 0: KVM_SET_CPUID2 of 1 leaves: Invalid argument"
-    assert table(engine) == before
+    assert tuple(engine.cpuid()) == before
     vcpu.close()
-
-
-def table(engine: Engine) -> tuple[CpuidLeaf, ...]:
-    """Of vCPU 0."""
-    engine.send(protocol.vcpu_packet(Type.GET_CPUID, 5, 0))
-    return protocol.parse_cpuid(engine.answer()).leaves
 
 
 def test_an_empty_table(engine: Engine) -> None:
@@ -277,7 +271,7 @@ def test_an_empty_table(engine: Engine) -> None:
     vcpu = Vcpu(engine, Transport.STREAM)
     size = vcpu.exit.fpu_size
     engine.demand(lambda n: protocol.cpuid_packet(n, 0, []))
-    assert table(engine) == ()
+    assert tuple(engine.cpuid()) == ()
     vcpu.expect(Reason.STARTUP)
     assert vcpu.exit.fpu_size >= max(size, 576)
     vcpu.fetch("fpu")
