@@ -1,11 +1,12 @@
 """Random guest code in three modes on the software engine, which must survive it:
 
-    python -m tests.engine.soft_fuzz --runs 10000 --seed 1
+    python -m tests.engine.soft_fuzz --runs 10000 --seed 1 [--wild]
 
 A run is 256 random bytes, weighted towards prefixes and escapes, from a sane state of real,
 protected or long mode with handlers for all exceptions. It ends with an exit that does not resume,
-after `EXITS` others, or when it is paused because it would not end. The exit status is 1 when an
-engine died; the run that killed it is repeated with `--seed SEED --runs 1`.
+after `EXITS` others, or when it is paused because it would not end. With `--wild` it begins with some
+registers that are anything, an event, a step or a breakpoint. The exit status is 1 when an engine
+died; the run that killed it is repeated with `--seed SEED --runs 1`.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from typing import Final, NamedTuple
 
 from core_service.engine.native import build
 from core_service.engine.protocol import Transport
-from dataspace.registers import Segment
-from dataspace.vcpu_page import ExitFlag, Reason, ReplyFlag
+from dataspace.registers import SCALARS, SEGMENTS, Segment
+from dataspace.vcpu_page import ExitFlag, InjectType, Reason, ReplyFlag
 from tests.engine.harness import DATA_SEGMENTS, Engine, EngineGoneError, Vcpu, environment, memory
 
 EXITS: Final = 30
@@ -41,8 +42,29 @@ IDT: Final = 0x110000
 LIKELY: Final = bytes.fromhex("0f66f2f348c5c4620f01aec7383a")
 VALUES: Final = (0, 1, CODE, 0x3FF000, 0x200000, 0xFFFFFFFF)
 ENDS: Final = frozenset(
-    {Reason.HLT, Reason.SHUTDOWN, Reason.MEMORY_FAULT, Reason.INTERNAL_ERROR, Reason.PAUSED}
+    {
+        *(Reason.HLT, Reason.SHUTDOWN, Reason.MEMORY_FAULT, Reason.INTERNAL_ERROR),
+        *(Reason.PAUSED, Reason.INVALID_STATE),
+    }
 )
+# Where a register's meaning changes: reserved bits, limits, control registers of other modes, flags.
+EDGES: Final = (
+    *(0, 1, 7, 8, 0x10, 0x20, 0xFF, 0xFFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 32),
+    *(
+        1 << 38,
+        1 << 39,
+        1 << 47,
+        0xFFFF800000000000,
+        0x11,
+        0x80000011,
+        0x620,
+        0x40620,
+        0x500,
+        0xD01,
+    ),
+    *(0x202, 0x302, 0x10002, 0x20002, 0x23002, CODE, STACK, PAGE_TABLES, IDT, GDT),
+)
+RIGHTS: Final = (0x9B, 0x93, 0xC9B, 0xC93, 0xA9B, 0xE9B, 0x82, 0x83, 0x87, 0x89, 0x8B, 0)
 
 _GENERAL: Final = (
     *("rax", "rcx", "rdx", "rbx", "rbp", "rsi", "rdi"),
@@ -96,6 +118,14 @@ def random_code(chance: random.Random) -> bytes:
     )
 
 
+def random_segment(chance: random.Random) -> Segment:
+    """With rights of any kind, most of them of some descriptor."""
+    rights = chance.choice((*RIGHTS, chance.getrandbits(12)))
+    limit = chance.choice((0, 0xFFFF, 0xFFFFFFFF, chance.getrandbits(32)))
+    selector = chance.choice((0, 8, 16, 24, 3, chance.getrandbits(16)))
+    return Segment(selector, rights, limit, chance.choice((0, *EDGES)))
+
+
 class Subject:
     """An engine with one vCPU, and the memory that they share with us."""
 
@@ -123,10 +153,12 @@ class Subject:
         assert self.engine.status is not None
         return self.engine.status
 
-    def run(self, seed: int) -> Reason:
+    def run(self, seed: int, *, wild: bool = False) -> Reason:
         """One run, and what ended it. Raises EngineGoneError."""
         chance = random.Random(seed)
         self.prepare(chance)
+        if wild:
+            self.disturb(chance)
         for _ in range(EXITS):
             reason = self.resume()
             if reason in ENDS:
@@ -162,6 +194,20 @@ class Subject:
         self.vcpu.charge(**registers)
         self.vcpu.reply.written([(0, RAM_BYTES)])
 
+    def disturb(self, chance: random.Random) -> None:
+        """Registers that nobody would charge, and what else a reply can hold."""
+        reply = self.vcpu.reply
+        for name in chance.sample(SCALARS, chance.randrange(3)):
+            reply.charge(name, chance.choice((*EDGES, chance.getrandbits(64))))
+        for name in chance.sample(SEGMENTS, chance.randrange(3)):
+            reply.charge(name, random_segment(chance))
+        if chance.random() < 0.3:
+            reply.inject(chance.choice(list(InjectType)), chance.randrange(32))
+        data = chance.random() < 0.5
+        reply.set_breakpoints([STACK - 8 if data else CODE + chance.randrange(8)], 1 | data << 16)
+        flags = (ReplyFlag.STEP, ReplyFlag.BREAKPOINTS, ReplyFlag.NMI_WINDOW)
+        reply.set_flags(sum(flag for flag in flags if chance.random() < 0.3))
+
     def resume(self) -> Reason:
         """Run until an exit; pause what does not stop."""
         vcpu = self.vcpu
@@ -192,13 +238,15 @@ class Subject:
         return self.vcpu.reason
 
 
-def campaign(runs: int, seed: int, report: Callable[[str], None] = print) -> Counter[str]:
+def campaign(
+    runs: int, seed: int, report: Callable[[str], None] = print, *, wild: bool = False
+) -> Counter[str]:
     """`runs` runs from `seed` on. Counts what ended them; "died" are those that ended the engine."""
     outcomes: Counter[str] = Counter()
     subject = Subject()
     for number in range(seed, seed + runs):
         try:
-            outcomes[subject.run(number).name] += 1
+            outcomes[subject.run(number, wild=wild).name] += 1
         except EngineGoneError as error:
             outcomes["died"] += 1
             report(f"seed {number}: {error}")
@@ -215,8 +263,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Random guest code on the software engine.")
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0, help="of the first run; the others count up")
+    parser.add_argument("--wild", action="store_true", help="from registers that are anything")
     options = parser.parse_args()
-    outcomes = campaign(options.runs, options.seed)
+    outcomes = campaign(options.runs, options.seed, wild=options.wild)
     print(dict(outcomes))
     return 1 if outcomes["died"] else 0
 
