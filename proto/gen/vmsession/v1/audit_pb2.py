@@ -26,27 +26,55 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from vmsession.v1 import core_pb2 as vmsession_dot_v1_dot_core__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18vmsession/v1/audit.proto\x12\x0cvmsession.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17vmsession/v1/core.proto\"\xf2\x02\n\x0f\x44\x61taspaceRecord\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x04kind\x18\x02 \x01(\x0e\x32\x1b.vmsession.v1.DataspaceKind\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12,\n\x06holder\x18\x04 \x01(\x0b\x32\x1c.vmsession.v1.ClientIdentity\x12+\n\x05state\x18\x05 \x01(\x0e\x32\x1c.vmsession.v1.DataspaceState\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tfree_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0blifetime_ns\x18\x08 \x01(\x04\x12\r\n\x05\x63\x61use\x18\t \x01(\t\x12\x13\n\x0b\x61ttachments\x18\n \x03(\t\x12\x10\n\x08mappings\x18\x0b \x01(\x04\x12\x12\n\nhanded_out\x18\x0c \x01(\x04\"O\n\x12ListRecordsRequest\x12\x12\n\nalive_only\x18\x01 \x01(\x08\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"p\n\x13ListRecordsResponse\x12.\n\x07records\x18\x01 \x03(\x0b\x32\x1d.vmsession.v1.DataspaceRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x04\"\x12\n\x10GetTotalsRequest\"\xb9\x01\n\x11GetTotalsResponse\x12\x0c\n\x04live\x18\x01 \x01(\x04\x12\x12\n\nlive_bytes\x18\x02 \x01(\x04\x12\x12\n\nheld_bytes\x18\x03 \x01(\x04\x12\x0f\n\x07\x63reated\x18\x04 \x01(\x04\x12\r\n\x05\x66reed\x18\x05 \x01(\x04\x12\x10\n\x08sessions\x18\x06 \x01(\r\x12\x0f\n\x07\x63lients\x18\x07 \x01(\r\x12\x18\n\x10\x65ngine_processes\x18\x08 \x01(\r\x12\x11\n\textra_fds\x18\t \x01(\x05*\x81\x01\n\x0e\x44\x61taspaceState\x12\x1f\n\x1b\x44\x41TASPACE_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44\x41TASPACE_STATE_ALIVE\x10\x01\x12\x18\n\x14\x44\x41TASPACE_STATE_HELD\x10\x02\x12\x19\n\x15\x44\x41TASPACE_STATE_FREED\x10\x03*}\n\rDataspaceKind\x12\x1e\n\x1a\x44\x41TASPACE_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44\x41TASPACE_KIND_RAM\x10\x01\x12\x16\n\x12\x44\x41TASPACE_KIND_ROM\x10\x02\x12\x1c\n\x18\x44\x41TASPACE_KIND_VCPU_PAGE\x10\x03\x32\xb0\x01\n\x0c\x41uditService\x12R\n\x0bListRecords\x12 .vmsession.v1.ListRecordsRequest\x1a!.vmsession.v1.ListRecordsResponse\x12L\n\tGetTotals\x12\x1e.vmsession.v1.GetTotalsRequest\x1a\x1f.vmsession.v1.GetTotalsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18vmsession/v1/audit.proto\x12\x0cvmsession.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17vmsession/v1/core.proto\"\xa6\x03\n\x0f\x44\x61taspaceRecord\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x04kind\x18\x02 \x01(\x0e\x32\x1b.vmsession.v1.DataspaceKind\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12,\n\x06holder\x18\x04 \x01(\x0b\x32\x1c.vmsession.v1.ClientIdentity\x12+\n\x05state\x18\x05 \x01(\x0e\x32\x1c.vmsession.v1.DataspaceState\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tfree_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0blifetime_ns\x18\x08 \x01(\x04\x12\r\n\x05\x63\x61use\x18\t \x01(\t\x12\x13\n\x0b\x61ttachments\x18\n \x03(\t\x12\x10\n\x08mappings\x18\x0b \x01(\x04\x12\x12\n\nhanded_out\x18\x0c \x01(\x04\x12\x11\n\tcommitted\x18\r \x01(\x04\x12\x0e\n\x06origin\x18\x0e \x01(\t\x12\x0f\n\x07holders\x18\x0f \x01(\r\"\xcd\x01\n\x12ListRecordsRequest\x12\x12\n\nalive_only\x18\x01 \x01(\x08\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x10\n\x03uid\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x0f\n\x07session\x18\x05 \x01(\t\x12)\n\x04kind\x18\x06 \x01(\x0e\x32\x1b.vmsession.v1.DataspaceKind\x12&\n\x02\x61t\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\n\x04_uid\"p\n\x13ListRecordsResponse\x12.\n\x07records\x18\x01 \x03(\x0b\x32\x1d.vmsession.v1.DataspaceRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x04\"\xf2\x01\n\x05\x45vent\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cmonotonic_ns\x18\x03 \x01(\x04\x12\x0f\n\x07\x62oot_id\x18\x04 \x01(\t\x12\x0c\n\x04kind\x18\x05 \x01(\t\x12\x0f\n\x07subject\x18\x06 \x01(\t\x12+\n\x05\x61\x63tor\x18\x07 \x01(\x0b\x32\x1c.vmsession.v1.ClientIdentity\x12\r\n\x05label\x18\x08 \x01(\t\x12\r\n\x05\x63\x61use\x18\t \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\n \x01(\t\x12\x0c\n\x04hash\x18\x0b \x01(\x0c\"\xce\x01\n\x11ListEventsRequest\x12\x16\n\x0e\x61\x66ter_revision\x18\x01 \x01(\x04\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\x10\n\x03uid\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\r\n\x05kinds\x18\x05 \x03(\t\x12)\n\x05since\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\n\x04_uid\"V\n\x12ListEventsResponse\x12#\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x13.vmsession.v1.Event\x12\x1b\n\x13next_after_revision\x18\x02 \x01(\x04\"0\n\x11GetHistoryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\r\"L\n\x12GetHistoryResponse\x12#\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x13.vmsession.v1.Event\x12\x11\n\ttruncated\x18\x02 \x01(\x08\"<\n\x10GetTotalsRequest\x12(\n\x08group_by\x18\x01 \x01(\x0e\x32\x16.vmsession.v1.Grouping\"\xb7\x01\n\nGroupTotal\x12\r\n\x05group\x18\x01 \x01(\t\x12\x0c\n\x04live\x18\x02 \x01(\x04\x12\x12\n\nlive_bytes\x18\x03 \x01(\x04\x12\x17\n\x0f\x63ommitted_bytes\x18\x04 \x01(\x04\x12\x12\n\nheld_bytes\x18\x05 \x01(\x04\x12 \n\x03ram\x18\x06 \x01(\x0b\x32\x13.vmsession.v1.Quota\x12)\n\x0c\x63\x61pabilities\x18\x07 \x01(\x0b\x32\x13.vmsession.v1.Quota\"\xf5\x01\n\x11GetTotalsResponse\x12\x0c\n\x04live\x18\x01 \x01(\x04\x12\x12\n\nlive_bytes\x18\x02 \x01(\x04\x12\x12\n\nheld_bytes\x18\x03 \x01(\x04\x12\x0f\n\x07\x63reated\x18\x04 \x01(\x04\x12\r\n\x05\x66reed\x18\x05 \x01(\x04\x12\x10\n\x08sessions\x18\x06 \x01(\r\x12\x0f\n\x07\x63lients\x18\x07 \x01(\r\x12\x18\n\x10\x65ngine_processes\x18\x08 \x01(\r\x12\x11\n\textra_fds\x18\t \x01(\x05\x12(\n\x06groups\x18\n \x03(\x0b\x32\x18.vmsession.v1.GroupTotal\x12\x10\n\x08revision\x18\x0b \x01(\x04\"&\n\x0cWatchRequest\x12\x16\n\x0e\x61\x66ter_revision\x18\x01 \x01(\x04\"\x94\x01\n\rWatchResponse\x12$\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x13.vmsession.v1.EventH\x00\x12&\n\x06lagged\x18\x02 \x01(\x0b\x32\x14.vmsession.v1.LaggedH\x00\x12*\n\x08snapshot\x18\x03 \x01(\x0b\x32\x16.vmsession.v1.SnapshotH\x00\x42\t\n\x07message\"%\n\x06Lagged\x12\r\n\x05\x66irst\x18\x01 \x01(\x04\x12\x0c\n\x04last\x18\x02 \x01(\x04\"Z\n\x08Snapshot\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12.\n\x07records\x18\x02 \x03(\x0b\x32\x1d.vmsession.v1.DataspaceRecord\x12\x0c\n\x04more\x18\x03 \x01(\x08\"$\n\rVerifyRequest\x12\x13\n\x0bwhole_chain\x18\x01 \x01(\x08\">\n\x0b\x44iscrepancy\x12\r\n\x05\x63heck\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xbd\x01\n\x0eVerifyResponse\x12\x30\n\rdiscrepancies\x18\x01 \x03(\x0b\x32\x19.vmsession.v1.Discrepancy\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x16\n\x0e\x65vents_checked\x18\x03 \x01(\x04\x12\x18\n\x10mappings_checked\x18\x04 \x01(\x04\x12\x1b\n\x13\x64\x65scriptors_checked\x18\x05 \x01(\x04\x12\x18\n\x10\x61\x63\x63ounts_checked\x18\x06 \x01(\x04*\x81\x01\n\x0e\x44\x61taspaceState\x12\x1f\n\x1b\x44\x41TASPACE_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44\x41TASPACE_STATE_ALIVE\x10\x01\x12\x18\n\x14\x44\x41TASPACE_STATE_HELD\x10\x02\x12\x19\n\x15\x44\x41TASPACE_STATE_FREED\x10\x03*\x97\x01\n\rDataspaceKind\x12\x1e\n\x1a\x44\x41TASPACE_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44\x41TASPACE_KIND_RAM\x10\x01\x12\x16\n\x12\x44\x41TASPACE_KIND_ROM\x10\x02\x12\x1c\n\x18\x44\x41TASPACE_KIND_VCPU_PAGE\x10\x03\x12\x18\n\x14\x44\x41TASPACE_KIND_SHARE\x10\x04*t\n\x08Grouping\x12\x18\n\x14GROUPING_UNSPECIFIED\x10\x00\x12\x13\n\x0fGROUPING_CLIENT\x10\x01\x12\x10\n\x0cGROUPING_UID\x10\x02\x12\x14\n\x10GROUPING_SESSION\x10\x03\x12\x11\n\rGROUPING_KIND\x10\x04\x32\xdb\x03\n\x0c\x41uditService\x12R\n\x0bListRecords\x12 .vmsession.v1.ListRecordsRequest\x1a!.vmsession.v1.ListRecordsResponse\x12O\n\nListEvents\x12\x1f.vmsession.v1.ListEventsRequest\x1a .vmsession.v1.ListEventsResponse\x12O\n\nGetHistory\x12\x1f.vmsession.v1.GetHistoryRequest\x1a .vmsession.v1.GetHistoryResponse\x12L\n\tGetTotals\x12\x1e.vmsession.v1.GetTotalsRequest\x1a\x1f.vmsession.v1.GetTotalsResponse\x12\x42\n\x05Watch\x12\x1a.vmsession.v1.WatchRequest\x1a\x1b.vmsession.v1.WatchResponse0\x01\x12\x43\n\x06Verify\x12\x1b.vmsession.v1.VerifyRequest\x1a\x1c.vmsession.v1.VerifyResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'vmsession.v1.audit_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DATASPACESTATE']._serialized_start=877
-  _globals['_DATASPACESTATE']._serialized_end=1006
-  _globals['_DATASPACEKIND']._serialized_start=1008
-  _globals['_DATASPACEKIND']._serialized_end=1133
+  _globals['_DATASPACESTATE']._serialized_start=2630
+  _globals['_DATASPACESTATE']._serialized_end=2759
+  _globals['_DATASPACEKIND']._serialized_start=2762
+  _globals['_DATASPACEKIND']._serialized_end=2913
+  _globals['_GROUPING']._serialized_start=2915
+  _globals['_GROUPING']._serialized_end=3031
   _globals['_DATASPACERECORD']._serialized_start=101
-  _globals['_DATASPACERECORD']._serialized_end=471
-  _globals['_LISTRECORDSREQUEST']._serialized_start=473
-  _globals['_LISTRECORDSREQUEST']._serialized_end=552
-  _globals['_LISTRECORDSRESPONSE']._serialized_start=554
-  _globals['_LISTRECORDSRESPONSE']._serialized_end=666
-  _globals['_GETTOTALSREQUEST']._serialized_start=668
-  _globals['_GETTOTALSREQUEST']._serialized_end=686
-  _globals['_GETTOTALSRESPONSE']._serialized_start=689
-  _globals['_GETTOTALSRESPONSE']._serialized_end=874
-  _globals['_AUDITSERVICE']._serialized_start=1136
-  _globals['_AUDITSERVICE']._serialized_end=1312
+  _globals['_DATASPACERECORD']._serialized_end=523
+  _globals['_LISTRECORDSREQUEST']._serialized_start=526
+  _globals['_LISTRECORDSREQUEST']._serialized_end=731
+  _globals['_LISTRECORDSRESPONSE']._serialized_start=733
+  _globals['_LISTRECORDSRESPONSE']._serialized_end=845
+  _globals['_EVENT']._serialized_start=848
+  _globals['_EVENT']._serialized_end=1090
+  _globals['_LISTEVENTSREQUEST']._serialized_start=1093
+  _globals['_LISTEVENTSREQUEST']._serialized_end=1299
+  _globals['_LISTEVENTSRESPONSE']._serialized_start=1301
+  _globals['_LISTEVENTSRESPONSE']._serialized_end=1387
+  _globals['_GETHISTORYREQUEST']._serialized_start=1389
+  _globals['_GETHISTORYREQUEST']._serialized_end=1437
+  _globals['_GETHISTORYRESPONSE']._serialized_start=1439
+  _globals['_GETHISTORYRESPONSE']._serialized_end=1515
+  _globals['_GETTOTALSREQUEST']._serialized_start=1517
+  _globals['_GETTOTALSREQUEST']._serialized_end=1577
+  _globals['_GROUPTOTAL']._serialized_start=1580
+  _globals['_GROUPTOTAL']._serialized_end=1763
+  _globals['_GETTOTALSRESPONSE']._serialized_start=1766
+  _globals['_GETTOTALSRESPONSE']._serialized_end=2011
+  _globals['_WATCHREQUEST']._serialized_start=2013
+  _globals['_WATCHREQUEST']._serialized_end=2051
+  _globals['_WATCHRESPONSE']._serialized_start=2054
+  _globals['_WATCHRESPONSE']._serialized_end=2202
+  _globals['_LAGGED']._serialized_start=2204
+  _globals['_LAGGED']._serialized_end=2241
+  _globals['_SNAPSHOT']._serialized_start=2243
+  _globals['_SNAPSHOT']._serialized_end=2333
+  _globals['_VERIFYREQUEST']._serialized_start=2335
+  _globals['_VERIFYREQUEST']._serialized_end=2371
+  _globals['_DISCREPANCY']._serialized_start=2373
+  _globals['_DISCREPANCY']._serialized_end=2435
+  _globals['_VERIFYRESPONSE']._serialized_start=2438
+  _globals['_VERIFYRESPONSE']._serialized_end=2627
+  _globals['_AUDITSERVICE']._serialized_start=3034
+  _globals['_AUDITSERVICE']._serialized_end=3509
 # @@protoc_insertion_point(module_scope)

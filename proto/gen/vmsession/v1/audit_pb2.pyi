@@ -63,6 +63,8 @@ class _DataspaceKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Dataspa
     """Read-only content of a file."""
     DATASPACE_KIND_VCPU_PAGE: _DataspaceKind.ValueType  # 3
     """The page of a vCPU."""
+    DATASPACE_KIND_SHARE: _DataspaceKind.ValueType  # 4
+    """A share of another client's dataspace: charged here in full, too."""
 
 class DataspaceKind(_DataspaceKind, metaclass=_DataspaceKindEnumTypeWrapper):
     """What a dataspace is for."""
@@ -75,7 +77,41 @@ DATASPACE_KIND_ROM: DataspaceKind.ValueType  # 2
 """Read-only content of a file."""
 DATASPACE_KIND_VCPU_PAGE: DataspaceKind.ValueType  # 3
 """The page of a vCPU."""
+DATASPACE_KIND_SHARE: DataspaceKind.ValueType  # 4
+"""A share of another client's dataspace: charged here in full, too."""
 Global___DataspaceKind: _TypeAlias = DataspaceKind  # noqa: Y015
+
+class _Grouping:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _GroupingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Grouping.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    GROUPING_UNSPECIFIED: _Grouping.ValueType  # 0
+    """One sum only."""
+    GROUPING_CLIENT: _Grouping.ValueType  # 1
+    """By client."""
+    GROUPING_UID: _Grouping.ValueType  # 2
+    """By user."""
+    GROUPING_SESSION: _Grouping.ValueType  # 3
+    """By session."""
+    GROUPING_KIND: _Grouping.ValueType  # 4
+    """By kind of dataspace."""
+
+class Grouping(_Grouping, metaclass=_GroupingEnumTypeWrapper):
+    """What totals are grouped by."""
+
+GROUPING_UNSPECIFIED: Grouping.ValueType  # 0
+"""One sum only."""
+GROUPING_CLIENT: Grouping.ValueType  # 1
+"""By client."""
+GROUPING_UID: Grouping.ValueType  # 2
+"""By user."""
+GROUPING_SESSION: Grouping.ValueType  # 3
+"""By session."""
+GROUPING_KIND: Grouping.ValueType  # 4
+"""By kind of dataspace."""
+Global___Grouping: _TypeAlias = Grouping  # noqa: Y015
 
 @_typing.final
 class DataspaceRecord(_message.Message):
@@ -95,6 +131,9 @@ class DataspaceRecord(_message.Message):
     ATTACHMENTS_FIELD_NUMBER: _builtins.int
     MAPPINGS_FIELD_NUMBER: _builtins.int
     HANDED_OUT_FIELD_NUMBER: _builtins.int
+    COMMITTED_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    HOLDERS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name; that of the vCPU for its page."""
     kind: Global___DataspaceKind.ValueType
@@ -104,13 +143,19 @@ class DataspaceRecord(_message.Message):
     state: Global___DataspaceState.ValueType
     """Its state now."""
     lifetime_ns: _builtins.int
-    """Nanoseconds it lived or has lived so far, by the monotonic clock."""
+    """Nanoseconds it lived or has lived so far, by the monotonic clock of the core that it lived in."""
     cause: _builtins.str
-    """Why it was freed: `freed by its owner`, `client ended`, and the like. Empty while it lives."""
+    """Why it was freed: `freed by its owner`, `client ended`, `lost at crash`, and the like. Empty while it lives."""
     mappings: _builtins.int
     """How many mappings into guests it had in its life."""
     handed_out: _builtins.int
     """How many file descriptors of it left core."""
+    committed: _builtins.int
+    """Bytes of it that are backed by memory now; 0 when it is gone."""
+    origin: _builtins.str
+    """For a share, the dataspace that it is a part of; empty otherwise."""
+    holders: _builtins.int
+    """Clients that hold it, by themselves or by shares; the proportional share of each is size / holders."""
     @_builtins.property
     def holder(self) -> _core_pb2.ClientIdentity:
         """The client that it is charged to."""
@@ -142,10 +187,13 @@ class DataspaceRecord(_message.Message):
         attachments: _abc.Iterable[_builtins.str] | None = ...,
         mappings: _builtins.int = ...,
         handed_out: _builtins.int = ...,
+        committed: _builtins.int = ...,
+        origin: _builtins.str = ...,
+        holders: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "free_time", b"free_time", "holder", b"holder"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachments", b"attachments", "cause", b"cause", "create_time", b"create_time", "free_time", b"free_time", "handed_out", b"handed_out", "holder", b"holder", "kind", b"kind", "lifetime_ns", b"lifetime_ns", "mappings", b"mappings", "name", b"name", "size", b"size", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachments", b"attachments", "cause", b"cause", "committed", b"committed", "create_time", b"create_time", "free_time", b"free_time", "handed_out", b"handed_out", "holder", b"holder", "holders", b"holders", "kind", b"kind", "lifetime_ns", b"lifetime_ns", "mappings", b"mappings", "name", b"name", "origin", b"origin", "size", b"size", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -153,31 +201,51 @@ Global___DataspaceRecord: _TypeAlias = DataspaceRecord  # noqa: Y015
 
 @_typing.final
 class ListRecordsRequest(_message.Message):
-    """Asks for records."""
+    """Asks for records. Filters that are not set admit everything."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ALIVE_ONLY_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
+    SESSION_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
     alive_only: _builtins.bool
     """Only those that are not freed."""
     page_size: _builtins.int
     """Entries at most; 0 means 100, the limit is 1000."""
     page_token: _builtins.str
     """From the response before; empty to start."""
+    uid: _builtins.int
+    """Only those charged to this user."""
+    session: _builtins.str
+    """Only those attached to this session now, or the pages of its vCPUs."""
+    kind: Global___DataspaceKind.ValueType
+    """Only those of this kind."""
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp:
+        """Only those that lived at this moment."""
+
     def __init__(
         self,
         *,
         alive_only: _builtins.bool = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        uid: _builtins.int | None = ...,
+        session: _builtins.str = ...,
+        kind: Global___DataspaceKind.ValueType = ...,
+        at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_uid", b"_uid", "at", b"at", "uid", b"uid"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alive_only", b"alive_only", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_uid", b"_uid", "alive_only", b"alive_only", "at", b"at", "kind", b"kind", "page_size", b"page_size", "page_token", b"page_token", "session", b"session", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__uid: _TypeAlias = _typing.Literal["uid"]  # noqa: Y015
+    _WhichOneofArgType__uid: _TypeAlias = _typing.Literal["_uid", b"_uid"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__uid) -> _WhichOneofReturnType__uid | None: ...
 
 Global___ListRecordsRequest: _TypeAlias = ListRecordsRequest  # noqa: Y015
 
@@ -214,21 +282,280 @@ class ListRecordsResponse(_message.Message):
 Global___ListRecordsResponse: _TypeAlias = ListRecordsResponse  # noqa: Y015
 
 @_typing.final
+class Event(_message.Message):
+    """One change of one object."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    MONOTONIC_NS_FIELD_NUMBER: _builtins.int
+    BOOT_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    HASH_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """Counts events from 1 without a gap, across restarts of core."""
+    monotonic_ns: _builtins.int
+    """When, in nanoseconds of CLOCK_MONOTONIC of the kernel's boot `boot_id`."""
+    boot_id: _builtins.str
+    """/proc/sys/kernel/random/boot_id."""
+    kind: _builtins.str
+    """What happened: `created`, `attached`, `detached`, `handed_out`, `held`, `released`, `freed`, `sealed`, `shared`,
+    `revoked`, `opened`, `closed`, `upgraded`, `lost`, `started`, `stopped`.
+    """
+    subject: _builtins.str
+    """The object: a dataspace, session, vCPU, client or core."""
+    label: _builtins.str
+    """The label of the session concerned, if any."""
+    cause: _builtins.str
+    """Why: `freed by its owner`, `client ended`, `engine ended: ...`, `core stops`, `lost at crash`."""
+    detail: _builtins.str
+    """The rest by kind, as a JSON object: size, gpa, session, rights."""
+    hash: _builtins.bytes
+    """SHA-256 over the hash before and all of this."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When, by the host's clock."""
+
+    @_builtins.property
+    def actor(self) -> _core_pb2.ClientIdentity:
+        """Who asked for it; absent where core did it of its own accord."""
+
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        monotonic_ns: _builtins.int = ...,
+        boot_id: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        actor: _core_pb2.ClientIdentity | None = ...,
+        label: _builtins.str = ...,
+        cause: _builtins.str = ...,
+        detail: _builtins.str = ...,
+        hash: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "boot_id", b"boot_id", "cause", b"cause", "detail", b"detail", "hash", b"hash", "kind", b"kind", "label", b"label", "monotonic_ns", b"monotonic_ns", "revision", b"revision", "subject", b"subject", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Event: _TypeAlias = Event  # noqa: Y015
+
+@_typing.final
+class ListEventsRequest(_message.Message):
+    """Asks for events. Filters that are not set admit everything."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_REVISION_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    after_revision: _builtins.int
+    """Only later ones."""
+    page_size: _builtins.int
+    """Entries at most; 0 means 100, the limit is 1000."""
+    subject: _builtins.str
+    """Only those of this object."""
+    uid: _builtins.int
+    """Only those of this user's processes."""
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only those of these kinds."""
+
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Only those at or after this moment."""
+
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp:
+        """Only those before this moment."""
+
+    def __init__(
+        self,
+        *,
+        after_revision: _builtins.int = ...,
+        page_size: _builtins.int = ...,
+        subject: _builtins.str = ...,
+        uid: _builtins.int | None = ...,
+        kinds: _abc.Iterable[_builtins.str] | None = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_uid", b"_uid", "since", b"since", "uid", b"uid", "until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_uid", b"_uid", "after_revision", b"after_revision", "kinds", b"kinds", "page_size", b"page_size", "since", b"since", "subject", b"subject", "uid", b"uid", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__uid: _TypeAlias = _typing.Literal["uid"]  # noqa: Y015
+    _WhichOneofArgType__uid: _TypeAlias = _typing.Literal["_uid", b"_uid"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__uid) -> _WhichOneofReturnType__uid | None: ...
+
+Global___ListEventsRequest: _TypeAlias = ListEventsRequest  # noqa: Y015
+
+@_typing.final
+class ListEventsResponse(_message.Message):
+    """A page of events."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    NEXT_AFTER_REVISION_FIELD_NUMBER: _builtins.int
+    next_after_revision: _builtins.int
+    """Where the next page starts; 0 at the end."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]:
+        """The entries, by revision."""
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[Global___Event] | None = ...,
+        next_after_revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "next_after_revision", b"next_after_revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListEventsResponse: _TypeAlias = ListEventsResponse  # noqa: Y015
+
+@_typing.final
+class GetHistoryRequest(_message.Message):
+    """Names an object."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """A dataspace, session, vCPU or client."""
+    limit: _builtins.int
+    """Events at most; 0 means 1000, which is the limit. The earliest come first."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetHistoryRequest: _TypeAlias = GetHistoryRequest  # noqa: Y015
+
+@_typing.final
+class GetHistoryResponse(_message.Message):
+    """The life of an object."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    truncated: _builtins.bool
+    """True when there are more."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]:
+        """Its events."""
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[Global___Event] | None = ...,
+        truncated: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "truncated", b"truncated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetHistoryResponse: _TypeAlias = GetHistoryResponse  # noqa: Y015
+
+@_typing.final
 class GetTotalsRequest(_message.Message):
     """Asks for totals."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    GROUP_BY_FIELD_NUMBER: _builtins.int
+    group_by: Global___Grouping.ValueType
+    """Sums of parts, besides the whole."""
     def __init__(
         self,
+        *,
+        group_by: Global___Grouping.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_by", b"group_by"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetTotalsRequest: _TypeAlias = GetTotalsRequest  # noqa: Y015
+
+@_typing.final
+class GroupTotal(_message.Message):
+    """The sum of one group."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    LIVE_FIELD_NUMBER: _builtins.int
+    LIVE_BYTES_FIELD_NUMBER: _builtins.int
+    COMMITTED_BYTES_FIELD_NUMBER: _builtins.int
+    HELD_BYTES_FIELD_NUMBER: _builtins.int
+    RAM_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_FIELD_NUMBER: _builtins.int
+    group: _builtins.str
+    """The client as `uid:gid:pid`, the user's number, the session's name, or the kind."""
+    live: _builtins.int
+    """Dataspaces alive or held now."""
+    live_bytes: _builtins.int
+    """Bytes of them."""
+    committed_bytes: _builtins.int
+    """Bytes of them that are backed by memory now."""
+    held_bytes: _builtins.int
+    """Bytes freed by their owner and still held by somebody."""
+    @_builtins.property
+    def ram(self) -> _core_pb2.Quota:
+        """RAM quota; absent where there is none (by kind)."""
+
+    @_builtins.property
+    def capabilities(self) -> _core_pb2.Quota:
+        """Capability quota; absent where there is none."""
+
+    def __init__(
+        self,
+        *,
+        group: _builtins.str = ...,
+        live: _builtins.int = ...,
+        live_bytes: _builtins.int = ...,
+        committed_bytes: _builtins.int = ...,
+        held_bytes: _builtins.int = ...,
+        ram: _core_pb2.Quota | None = ...,
+        capabilities: _core_pb2.Quota | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "ram", b"ram"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "committed_bytes", b"committed_bytes", "group", b"group", "held_bytes", b"held_bytes", "live", b"live", "live_bytes", b"live_bytes", "ram", b"ram"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GroupTotal: _TypeAlias = GroupTotal  # noqa: Y015
 
 @_typing.final
 class GetTotalsResponse(_message.Message):
@@ -245,6 +572,8 @@ class GetTotalsResponse(_message.Message):
     CLIENTS_FIELD_NUMBER: _builtins.int
     ENGINE_PROCESSES_FIELD_NUMBER: _builtins.int
     EXTRA_FDS_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
     live: _builtins.int
     """Dataspaces alive or held now."""
     live_bytes: _builtins.int
@@ -252,7 +581,7 @@ class GetTotalsResponse(_message.Message):
     held_bytes: _builtins.int
     """Bytes freed by their owner and still held by somebody."""
     created: _builtins.int
-    """Dataspaces ever created."""
+    """Dataspaces ever created, since the log began."""
     freed: _builtins.int
     """Dataspaces ever freed."""
     sessions: _builtins.int
@@ -265,6 +594,12 @@ class GetTotalsResponse(_message.Message):
     """File descriptors open in core beyond those it had when it began to serve, connections not counted;
     only for those who see all.
     """
+    revision: _builtins.int
+    """The ledger's revision at which this was read."""
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupTotal]:
+        """By group, if asked for."""
+
     def __init__(
         self,
         *,
@@ -277,11 +612,227 @@ class GetTotalsResponse(_message.Message):
         clients: _builtins.int = ...,
         engine_processes: _builtins.int = ...,
         extra_fds: _builtins.int = ...,
+        groups: _abc.Iterable[Global___GroupTotal] | None = ...,
+        revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clients", b"clients", "created", b"created", "engine_processes", b"engine_processes", "extra_fds", b"extra_fds", "freed", b"freed", "held_bytes", b"held_bytes", "live", b"live", "live_bytes", b"live_bytes", "sessions", b"sessions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clients", b"clients", "created", b"created", "engine_processes", b"engine_processes", "extra_fds", b"extra_fds", "freed", b"freed", "groups", b"groups", "held_bytes", b"held_bytes", "live", b"live", "live_bytes", b"live_bytes", "revision", b"revision", "sessions", b"sessions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetTotalsResponse: _TypeAlias = GetTotalsResponse  # noqa: Y015
+
+@_typing.final
+class WatchRequest(_message.Message):
+    """Watches events."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_REVISION_FIELD_NUMBER: _builtins.int
+    after_revision: _builtins.int
+    """Events after this one; 0 starts with a snapshot."""
+    def __init__(
+        self,
+        *,
+        after_revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_revision", b"after_revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchRequest: _TypeAlias = WatchRequest  # noqa: Y015
+
+@_typing.final
+class WatchResponse(_message.Message):
+    """What a watcher is told."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_FIELD_NUMBER: _builtins.int
+    LAGGED_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def event(self) -> Global___Event:
+        """Something changed."""
+
+    @_builtins.property
+    def lagged(self) -> Global___Lagged:
+        """The watcher fell behind: a snapshot follows."""
+
+    @_builtins.property
+    def snapshot(self) -> Global___Snapshot:
+        """What lives at a revision; events after it follow."""
+
+    def __init__(
+        self,
+        *,
+        event: Global___Event | None = ...,
+        lagged: Global___Lagged | None = ...,
+        snapshot: Global___Snapshot | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "lagged", b"lagged", "message", b"message", "snapshot", b"snapshot"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "lagged", b"lagged", "message", b"message", "snapshot", b"snapshot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["event", "lagged", "snapshot"]  # noqa: Y015
+    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+
+Global___WatchResponse: _TypeAlias = WatchResponse  # noqa: Y015
+
+@_typing.final
+class Lagged(_message.Message):
+    """Events that a watcher missed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    first: _builtins.int
+    """The first revision that was not sent."""
+    last: _builtins.int
+    """The last one."""
+    def __init__(
+        self,
+        *,
+        first: _builtins.int = ...,
+        last: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "last", b"last"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Lagged: _TypeAlias = Lagged  # noqa: Y015
+
+@_typing.final
+class Snapshot(_message.Message):
+    """What lives. One that is large comes in parts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    RECORDS_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The revision at which it was taken."""
+    more: _builtins.bool
+    """True when more parts of the same snapshot follow."""
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___DataspaceRecord]:
+        """Dataspaces that are alive or held."""
+
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        records: _abc.Iterable[Global___DataspaceRecord] | None = ...,
+        more: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["more", b"more", "records", b"records", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Snapshot: _TypeAlias = Snapshot  # noqa: Y015
+
+@_typing.final
+class VerifyRequest(_message.Message):
+    """Asks for a verification."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WHOLE_CHAIN_FIELD_NUMBER: _builtins.int
+    whole_chain: _builtins.bool
+    """Check the hash chain from the beginning, not only what was added since the last verification."""
+    def __init__(
+        self,
+        *,
+        whole_chain: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["whole_chain", b"whole_chain"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyRequest: _TypeAlias = VerifyRequest  # noqa: Y015
+
+@_typing.final
+class Discrepancy(_message.Message):
+    """What does not agree."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECK_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    check: _builtins.str
+    """What was compared: `ledger`, `engine`, `kernel`, `quota`, `chain`."""
+    subject: _builtins.str
+    """The object."""
+    message: _builtins.str
+    """What is expected, and what is there."""
+    def __init__(
+        self,
+        *,
+        check: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "message", b"message", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Discrepancy: _TypeAlias = Discrepancy  # noqa: Y015
+
+@_typing.final
+class VerifyResponse(_message.Message):
+    """What was found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DISCREPANCIES_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    EVENTS_CHECKED_FIELD_NUMBER: _builtins.int
+    MAPPINGS_CHECKED_FIELD_NUMBER: _builtins.int
+    DESCRIPTORS_CHECKED_FIELD_NUMBER: _builtins.int
+    ACCOUNTS_CHECKED_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The ledger's revision at which this was checked."""
+    events_checked: _builtins.int
+    """Events of the chain that were checked."""
+    mappings_checked: _builtins.int
+    """Mappings that were compared."""
+    descriptors_checked: _builtins.int
+    """File descriptors that were compared."""
+    accounts_checked: _builtins.int
+    """Accounts that were compared."""
+    @_builtins.property
+    def discrepancies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Discrepancy]:
+        """Empty when everything agrees."""
+
+    def __init__(
+        self,
+        *,
+        discrepancies: _abc.Iterable[Global___Discrepancy] | None = ...,
+        revision: _builtins.int = ...,
+        events_checked: _builtins.int = ...,
+        mappings_checked: _builtins.int = ...,
+        descriptors_checked: _builtins.int = ...,
+        accounts_checked: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts_checked", b"accounts_checked", "descriptors_checked", b"descriptors_checked", "discrepancies", b"discrepancies", "events_checked", b"events_checked", "mappings_checked", b"mappings_checked", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyResponse: _TypeAlias = VerifyResponse  # noqa: Y015

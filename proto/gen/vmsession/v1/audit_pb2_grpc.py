@@ -26,8 +26,9 @@ if _version_not_supported:
 
 
 class AuditServiceStub:
-    """The lifetime of every dataspace, also of those that are gone. A user sees the records of all his
-    processes; core's own user and root see everybody's.
+    """Who holds which memory, now and at any time before. Every change of every object is an event of the audit
+    log, recorded before the call that made it is answered. A user sees what concerns his own processes; core's
+    own user and root see everything.
     """
 
     def __init__(self, channel):
@@ -41,27 +42,81 @@ class AuditServiceStub:
                 request_serializer=vmsession_dot_v1_dot_audit__pb2.ListRecordsRequest.SerializeToString,
                 response_deserializer=vmsession_dot_v1_dot_audit__pb2.ListRecordsResponse.FromString,
                 _registered_method=True)
+        self.ListEvents = channel.unary_unary(
+                '/vmsession.v1.AuditService/ListEvents',
+                request_serializer=vmsession_dot_v1_dot_audit__pb2.ListEventsRequest.SerializeToString,
+                response_deserializer=vmsession_dot_v1_dot_audit__pb2.ListEventsResponse.FromString,
+                _registered_method=True)
+        self.GetHistory = channel.unary_unary(
+                '/vmsession.v1.AuditService/GetHistory',
+                request_serializer=vmsession_dot_v1_dot_audit__pb2.GetHistoryRequest.SerializeToString,
+                response_deserializer=vmsession_dot_v1_dot_audit__pb2.GetHistoryResponse.FromString,
+                _registered_method=True)
         self.GetTotals = channel.unary_unary(
                 '/vmsession.v1.AuditService/GetTotals',
                 request_serializer=vmsession_dot_v1_dot_audit__pb2.GetTotalsRequest.SerializeToString,
                 response_deserializer=vmsession_dot_v1_dot_audit__pb2.GetTotalsResponse.FromString,
                 _registered_method=True)
+        self.Watch = channel.unary_stream(
+                '/vmsession.v1.AuditService/Watch',
+                request_serializer=vmsession_dot_v1_dot_audit__pb2.WatchRequest.SerializeToString,
+                response_deserializer=vmsession_dot_v1_dot_audit__pb2.WatchResponse.FromString,
+                _registered_method=True)
+        self.Verify = channel.unary_unary(
+                '/vmsession.v1.AuditService/Verify',
+                request_serializer=vmsession_dot_v1_dot_audit__pb2.VerifyRequest.SerializeToString,
+                response_deserializer=vmsession_dot_v1_dot_audit__pb2.VerifyResponse.FromString,
+                _registered_method=True)
 
 
 class AuditServiceServicer:
-    """The lifetime of every dataspace, also of those that are gone. A user sees the records of all his
-    processes; core's own user and root see everybody's.
+    """Who holds which memory, now and at any time before. Every change of every object is an event of the audit
+    log, recorded before the call that made it is answered. A user sees what concerns his own processes; core's
+    own user and root see everything.
     """
 
     def ListRecords(self, request, context):
-        """Lists records, oldest first. Errors: INVALID_ARGUMENT (page token).
+        """Lists dataspaces, also those that are gone, oldest first. Errors: INVALID_ARGUMENT (page token, filter).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListEvents(self, request, context):
+        """Lists events, oldest first. Errors: INVALID_ARGUMENT (page token, filter), COMPACTED (the revision to start
+        from was removed by retention).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetHistory(self, request, context):
+        """Tells the life of one object, event by event, also after its end. Errors: NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetTotals(self, request, context):
-        """Sums up what lives, what ever lived, and what core itself holds. No errors of its own.
+        """Sums up what lives, what ever lived, and what core itself holds. Errors: INVALID_ARGUMENT (grouping).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Watch(self, request, context):
+        """Sends events from a revision on, and goes on with new ones as they are recorded. A watcher that does not keep
+        up is told how far it fell behind and goes on from a snapshot. Errors: COMPACTED (start again with
+        revision 0, which begins with a snapshot).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Verify(self, request, context):
+        """Reconciles the ledger with the engines' mappings, the kernel's view of core's file descriptors, the quota
+        accounts and the hash chain of the log, and names what does not agree. Only for those who see all. Errors:
+        DENIED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -75,10 +130,30 @@ def add_AuditServiceServicer_to_server(servicer, server):
                     request_deserializer=vmsession_dot_v1_dot_audit__pb2.ListRecordsRequest.FromString,
                     response_serializer=vmsession_dot_v1_dot_audit__pb2.ListRecordsResponse.SerializeToString,
             ),
+            'ListEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEvents,
+                    request_deserializer=vmsession_dot_v1_dot_audit__pb2.ListEventsRequest.FromString,
+                    response_serializer=vmsession_dot_v1_dot_audit__pb2.ListEventsResponse.SerializeToString,
+            ),
+            'GetHistory': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetHistory,
+                    request_deserializer=vmsession_dot_v1_dot_audit__pb2.GetHistoryRequest.FromString,
+                    response_serializer=vmsession_dot_v1_dot_audit__pb2.GetHistoryResponse.SerializeToString,
+            ),
             'GetTotals': grpc.unary_unary_rpc_method_handler(
                     servicer.GetTotals,
                     request_deserializer=vmsession_dot_v1_dot_audit__pb2.GetTotalsRequest.FromString,
                     response_serializer=vmsession_dot_v1_dot_audit__pb2.GetTotalsResponse.SerializeToString,
+            ),
+            'Watch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Watch,
+                    request_deserializer=vmsession_dot_v1_dot_audit__pb2.WatchRequest.FromString,
+                    response_serializer=vmsession_dot_v1_dot_audit__pb2.WatchResponse.SerializeToString,
+            ),
+            'Verify': grpc.unary_unary_rpc_method_handler(
+                    servicer.Verify,
+                    request_deserializer=vmsession_dot_v1_dot_audit__pb2.VerifyRequest.FromString,
+                    response_serializer=vmsession_dot_v1_dot_audit__pb2.VerifyResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -89,8 +164,9 @@ def add_AuditServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AuditService:
-    """The lifetime of every dataspace, also of those that are gone. A user sees the records of all his
-    processes; core's own user and root see everybody's.
+    """Who holds which memory, now and at any time before. Every change of every object is an event of the audit
+    log, recorded before the call that made it is answered. A user sees what concerns his own processes; core's
+    own user and root see everything.
     """
 
     @staticmethod
@@ -121,6 +197,60 @@ class AuditService:
             _registered_method=True)
 
     @staticmethod
+    def ListEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vmsession.v1.AuditService/ListEvents',
+            vmsession_dot_v1_dot_audit__pb2.ListEventsRequest.SerializeToString,
+            vmsession_dot_v1_dot_audit__pb2.ListEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetHistory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vmsession.v1.AuditService/GetHistory',
+            vmsession_dot_v1_dot_audit__pb2.GetHistoryRequest.SerializeToString,
+            vmsession_dot_v1_dot_audit__pb2.GetHistoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def GetTotals(request,
             target,
             options=(),
@@ -137,6 +267,60 @@ class AuditService:
             '/vmsession.v1.AuditService/GetTotals',
             vmsession_dot_v1_dot_audit__pb2.GetTotalsRequest.SerializeToString,
             vmsession_dot_v1_dot_audit__pb2.GetTotalsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Watch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/vmsession.v1.AuditService/Watch',
+            vmsession_dot_v1_dot_audit__pb2.WatchRequest.SerializeToString,
+            vmsession_dot_v1_dot_audit__pb2.WatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Verify(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vmsession.v1.AuditService/Verify',
+            vmsession_dot_v1_dot_audit__pb2.VerifyRequest.SerializeToString,
+            vmsession_dot_v1_dot_audit__pb2.VerifyResponse.FromString,
             options,
             channel_credentials,
             insecure,

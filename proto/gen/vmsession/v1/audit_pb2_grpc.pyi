@@ -27,8 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AuditServiceStub:
-    """The lifetime of every dataspace, also of those that are gone. A user sees the records of all his
-    processes; core's own user and root see everybody's.
+    """Who holds which memory, now and at any time before. Every change of every object is an event of the audit
+    log, recorded before the call that made it is answered. A user sees what concerns his own processes; core's
+    own user and root see everything.
     """
 
     @_typing.overload
@@ -36,25 +37,59 @@ class AuditServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AuditServiceAsyncStub: ...
     ListRecords: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ListRecordsRequest, _audit_pb2.ListRecordsResponse]
-    """Lists records, oldest first. Errors: INVALID_ARGUMENT (page token)."""
+    """Lists dataspaces, also those that are gone, oldest first. Errors: INVALID_ARGUMENT (page token, filter)."""
+    ListEvents: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ListEventsRequest, _audit_pb2.ListEventsResponse]
+    """Lists events, oldest first. Errors: INVALID_ARGUMENT (page token, filter), COMPACTED (the revision to start
+    from was removed by retention).
+    """
+    GetHistory: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetHistoryRequest, _audit_pb2.GetHistoryResponse]
+    """Tells the life of one object, event by event, also after its end. Errors: NOT_FOUND."""
     GetTotals: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetTotalsRequest, _audit_pb2.GetTotalsResponse]
-    """Sums up what lives, what ever lived, and what core itself holds. No errors of its own."""
+    """Sums up what lives, what ever lived, and what core itself holds. Errors: INVALID_ARGUMENT (grouping)."""
+    Watch: _grpc.UnaryStreamMultiCallable[_audit_pb2.WatchRequest, _audit_pb2.WatchResponse]
+    """Sends events from a revision on, and goes on with new ones as they are recorded. A watcher that does not keep
+    up is told how far it fell behind and goes on from a snapshot. Errors: COMPACTED (start again with
+    revision 0, which begins with a snapshot).
+    """
+    Verify: _grpc.UnaryUnaryMultiCallable[_audit_pb2.VerifyRequest, _audit_pb2.VerifyResponse]
+    """Reconciles the ledger with the engines' mappings, the kernel's view of core's file descriptors, the quota
+    accounts and the hash chain of the log, and names what does not agree. Only for those who see all. Errors:
+    DENIED.
+    """
 
 @_typing.type_check_only
 class AuditServiceAsyncStub(AuditServiceStub):
-    """The lifetime of every dataspace, also of those that are gone. A user sees the records of all his
-    processes; core's own user and root see everybody's.
+    """Who holds which memory, now and at any time before. Every change of every object is an event of the audit
+    log, recorded before the call that made it is answered. A user sees what concerns his own processes; core's
+    own user and root see everything.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListRecords: _aio.UnaryUnaryMultiCallable[_audit_pb2.ListRecordsRequest, _audit_pb2.ListRecordsResponse]  # type: ignore[assignment]
-    """Lists records, oldest first. Errors: INVALID_ARGUMENT (page token)."""
+    """Lists dataspaces, also those that are gone, oldest first. Errors: INVALID_ARGUMENT (page token, filter)."""
+    ListEvents: _aio.UnaryUnaryMultiCallable[_audit_pb2.ListEventsRequest, _audit_pb2.ListEventsResponse]  # type: ignore[assignment]
+    """Lists events, oldest first. Errors: INVALID_ARGUMENT (page token, filter), COMPACTED (the revision to start
+    from was removed by retention).
+    """
+    GetHistory: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetHistoryRequest, _audit_pb2.GetHistoryResponse]  # type: ignore[assignment]
+    """Tells the life of one object, event by event, also after its end. Errors: NOT_FOUND."""
     GetTotals: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetTotalsRequest, _audit_pb2.GetTotalsResponse]  # type: ignore[assignment]
-    """Sums up what lives, what ever lived, and what core itself holds. No errors of its own."""
+    """Sums up what lives, what ever lived, and what core itself holds. Errors: INVALID_ARGUMENT (grouping)."""
+    Watch: _aio.UnaryStreamMultiCallable[_audit_pb2.WatchRequest, _audit_pb2.WatchResponse]  # type: ignore[assignment]
+    """Sends events from a revision on, and goes on with new ones as they are recorded. A watcher that does not keep
+    up is told how far it fell behind and goes on from a snapshot. Errors: COMPACTED (start again with
+    revision 0, which begins with a snapshot).
+    """
+    Verify: _aio.UnaryUnaryMultiCallable[_audit_pb2.VerifyRequest, _audit_pb2.VerifyResponse]  # type: ignore[assignment]
+    """Reconciles the ledger with the engines' mappings, the kernel's view of core's file descriptors, the quota
+    accounts and the hash chain of the log, and names what does not agree. Only for those who see all. Errors:
+    DENIED.
+    """
 
 class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The lifetime of every dataspace, also of those that are gone. A user sees the records of all his
-    processes; core's own user and root see everybody's.
+    """Who holds which memory, now and at any time before. Every change of every object is an event of the audit
+    log, recorded before the call that made it is answered. A user sees what concerns his own processes; core's
+    own user and root see everything.
     """
 
     @_abc_1.abstractmethod
@@ -63,7 +98,25 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _audit_pb2.ListRecordsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_audit_pb2.ListRecordsResponse, _abc.Awaitable[_audit_pb2.ListRecordsResponse]]:
-        """Lists records, oldest first. Errors: INVALID_ARGUMENT (page token)."""
+        """Lists dataspaces, also those that are gone, oldest first. Errors: INVALID_ARGUMENT (page token, filter)."""
+
+    @_abc_1.abstractmethod
+    def ListEvents(
+        self,
+        request: _audit_pb2.ListEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.ListEventsResponse, _abc.Awaitable[_audit_pb2.ListEventsResponse]]:
+        """Lists events, oldest first. Errors: INVALID_ARGUMENT (page token, filter), COMPACTED (the revision to start
+        from was removed by retention).
+        """
+
+    @_abc_1.abstractmethod
+    def GetHistory(
+        self,
+        request: _audit_pb2.GetHistoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.GetHistoryResponse, _abc.Awaitable[_audit_pb2.GetHistoryResponse]]:
+        """Tells the life of one object, event by event, also after its end. Errors: NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def GetTotals(
@@ -71,6 +124,28 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _audit_pb2.GetTotalsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_audit_pb2.GetTotalsResponse, _abc.Awaitable[_audit_pb2.GetTotalsResponse]]:
-        """Sums up what lives, what ever lived, and what core itself holds. No errors of its own."""
+        """Sums up what lives, what ever lived, and what core itself holds. Errors: INVALID_ARGUMENT (grouping)."""
+
+    @_abc_1.abstractmethod
+    def Watch(
+        self,
+        request: _audit_pb2.WatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_audit_pb2.WatchResponse], _abc.AsyncIterator[_audit_pb2.WatchResponse]]:
+        """Sends events from a revision on, and goes on with new ones as they are recorded. A watcher that does not keep
+        up is told how far it fell behind and goes on from a snapshot. Errors: COMPACTED (start again with
+        revision 0, which begins with a snapshot).
+        """
+
+    @_abc_1.abstractmethod
+    def Verify(
+        self,
+        request: _audit_pb2.VerifyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.VerifyResponse, _abc.Awaitable[_audit_pb2.VerifyResponse]]:
+        """Reconciles the ledger with the engines' mappings, the kernel's view of core's file descriptors, the quota
+        accounts and the hash chain of the log, and names what does not agree. Only for those who see all. Errors:
+        DENIED.
+        """
 
 def add_AuditServiceServicer_to_server(servicer: AuditServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

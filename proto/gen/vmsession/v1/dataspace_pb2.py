@@ -23,41 +23,68 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from vmsession.v1 import core_pb2 as vmsession_dot_v1_dot_core__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cvmsession/v1/dataspace.proto\x12\x0cvmsession.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x92\x01\n\tDataspace\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x11\n\tcommitted\x18\x03 \x01(\x04\x12\x10\n\x08writable\x18\x04 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x61ttachments\x18\x06 \x01(\r\":\n\x16\x43reateDataspaceRequest\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"E\n\x17\x43reateDataspaceResponse\x12*\n\tdataspace\x18\x01 \x01(\x0b\x32\x17.vmsession.v1.Dataspace\"#\n\x13GetDataspaceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"B\n\x14GetDataspaceResponse\x12*\n\tdataspace\x18\x01 \x01(\x0b\x32\x17.vmsession.v1.Dataspace\">\n\x15ListDataspacesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"p\n\x16ListDataspacesResponse\x12+\n\ndataspaces\x18\x01 \x03(\x0b\x32\x17.vmsession.v1.Dataspace\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x04\"8\n\x14\x46reeDataspaceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"%\n\x15\x46reeDataspaceResponse\x12\x0c\n\x04held\x18\x01 \x01(\x08\"B\n\x14ReadDataspaceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04size\x18\x03 \x01(\r\"%\n\x15ReadDataspaceResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"C\n\x15WriteDataspaceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x18\n\x16WriteDataspaceResponse2\xb7\x04\n\x10\x44\x61taspaceService\x12^\n\x0f\x43reateDataspace\x12$.vmsession.v1.CreateDataspaceRequest\x1a%.vmsession.v1.CreateDataspaceResponse\x12U\n\x0cGetDataspace\x12!.vmsession.v1.GetDataspaceRequest\x1a\".vmsession.v1.GetDataspaceResponse\x12[\n\x0eListDataspaces\x12#.vmsession.v1.ListDataspacesRequest\x1a$.vmsession.v1.ListDataspacesResponse\x12X\n\rFreeDataspace\x12\".vmsession.v1.FreeDataspaceRequest\x1a#.vmsession.v1.FreeDataspaceResponse\x12X\n\rReadDataspace\x12\".vmsession.v1.ReadDataspaceRequest\x1a#.vmsession.v1.ReadDataspaceResponse\x12[\n\x0eWriteDataspace\x12#.vmsession.v1.WriteDataspaceRequest\x1a$.vmsession.v1.WriteDataspaceResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cvmsession/v1/dataspace.proto\x12\x0cvmsession.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17vmsession/v1/core.proto\"\xa2\x01\n\tDataspace\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x11\n\tcommitted\x18\x03 \x01(\x04\x12\x10\n\x08writable\x18\x04 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x61ttachments\x18\x06 \x01(\r\x12\x0e\n\x06origin\x18\x07 \x01(\t\":\n\x16\x43reateDataspaceRequest\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"E\n\x17\x43reateDataspaceResponse\x12*\n\tdataspace\x18\x01 \x01(\x0b\x32\x17.vmsession.v1.Dataspace\"#\n\x13GetDataspaceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"B\n\x14GetDataspaceResponse\x12*\n\tdataspace\x18\x01 \x01(\x0b\x32\x17.vmsession.v1.Dataspace\">\n\x15ListDataspacesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"p\n\x16ListDataspacesResponse\x12+\n\ndataspaces\x18\x01 \x03(\x0b\x32\x17.vmsession.v1.Dataspace\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x04\"8\n\x14\x46reeDataspaceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"%\n\x15\x46reeDataspaceResponse\x12\x0c\n\x04held\x18\x01 \x01(\x08\"B\n\x14ReadDataspaceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04size\x18\x03 \x01(\r\"%\n\x15ReadDataspaceResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"C\n\x15WriteDataspaceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x18\n\x16WriteDataspaceResponse\"4\n\x10\x43reateRomRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"?\n\x11\x43reateRomResponse\x12*\n\tdataspace\x18\x01 \x01(\x0b\x32\x17.vmsession.v1.Dataspace\"8\n\x14SealDataspaceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"C\n\x15SealDataspaceResponse\x12*\n\tdataspace\x18\x01 \x01(\x0b\x32\x17.vmsession.v1.Dataspace\"\xca\x01\n\x05Share\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tdataspace\x18\x02 \x01(\t\x12+\n\x05owner\x18\x03 \x01(\x0b\x32\x1c.vmsession.v1.ClientIdentity\x12.\n\x08receiver\x18\x04 \x01(\x0b\x32\x1c.vmsession.v1.ClientIdentity\x12\x0e\n\x06offset\x18\x05 \x01(\x04\x12\x0c\n\x04size\x18\x06 \x01(\x04\x12\x10\n\x08writable\x18\x07 \x01(\x08\x12\x13\n\x0b\x61\x63\x63\x65pted_as\x18\x08 \x01(\t\"\x89\x01\n\x15ShareDataspaceRequest\x12\x11\n\tdataspace\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\r\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\x0c\n\x04size\x18\x05 \x01(\x04\x12\x11\n\tread_only\x18\x06 \x01(\x08\x12\x12\n\nrequest_id\x18\x07 \x01(\t\"<\n\x16ShareDataspaceResponse\x12\"\n\x05share\x18\x01 \x01(\x0b\x32\x13.vmsession.v1.Share\"7\n\x12\x41\x63\x63\x65ptShareRequest\x12\r\n\x05share\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"A\n\x13\x41\x63\x63\x65ptShareResponse\x12*\n\tdataspace\x18\x01 \x01(\x0b\x32\x17.vmsession.v1.Dataspace\"7\n\x12RevokeShareRequest\x12\r\n\x05share\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"#\n\x13RevokeShareResponse\x12\x0c\n\x04held\x18\x01 \x01(\x08\":\n\x11ListSharesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"R\n\x12ListSharesResponse\x12#\n\x06shares\x18\x01 \x03(\x0b\x32\x13.vmsession.v1.Share\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xb5\x08\n\x10\x44\x61taspaceService\x12^\n\x0f\x43reateDataspace\x12$.vmsession.v1.CreateDataspaceRequest\x1a%.vmsession.v1.CreateDataspaceResponse\x12L\n\tCreateRom\x12\x1e.vmsession.v1.CreateRomRequest\x1a\x1f.vmsession.v1.CreateRomResponse\x12X\n\rSealDataspace\x12\".vmsession.v1.SealDataspaceRequest\x1a#.vmsession.v1.SealDataspaceResponse\x12[\n\x0eShareDataspace\x12#.vmsession.v1.ShareDataspaceRequest\x1a$.vmsession.v1.ShareDataspaceResponse\x12R\n\x0b\x41\x63\x63\x65ptShare\x12 .vmsession.v1.AcceptShareRequest\x1a!.vmsession.v1.AcceptShareResponse\x12R\n\x0bRevokeShare\x12 .vmsession.v1.RevokeShareRequest\x1a!.vmsession.v1.RevokeShareResponse\x12O\n\nListShares\x12\x1f.vmsession.v1.ListSharesRequest\x1a .vmsession.v1.ListSharesResponse\x12U\n\x0cGetDataspace\x12!.vmsession.v1.GetDataspaceRequest\x1a\".vmsession.v1.GetDataspaceResponse\x12[\n\x0eListDataspaces\x12#.vmsession.v1.ListDataspacesRequest\x1a$.vmsession.v1.ListDataspacesResponse\x12X\n\rFreeDataspace\x12\".vmsession.v1.FreeDataspaceRequest\x1a#.vmsession.v1.FreeDataspaceResponse\x12X\n\rReadDataspace\x12\".vmsession.v1.ReadDataspaceRequest\x1a#.vmsession.v1.ReadDataspaceResponse\x12[\n\x0eWriteDataspace\x12#.vmsession.v1.WriteDataspaceRequest\x1a$.vmsession.v1.WriteDataspaceResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'vmsession.v1.dataspace_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DATASPACE']._serialized_start=80
-  _globals['_DATASPACE']._serialized_end=226
-  _globals['_CREATEDATASPACEREQUEST']._serialized_start=228
-  _globals['_CREATEDATASPACEREQUEST']._serialized_end=286
-  _globals['_CREATEDATASPACERESPONSE']._serialized_start=288
-  _globals['_CREATEDATASPACERESPONSE']._serialized_end=357
-  _globals['_GETDATASPACEREQUEST']._serialized_start=359
-  _globals['_GETDATASPACEREQUEST']._serialized_end=394
-  _globals['_GETDATASPACERESPONSE']._serialized_start=396
-  _globals['_GETDATASPACERESPONSE']._serialized_end=462
-  _globals['_LISTDATASPACESREQUEST']._serialized_start=464
-  _globals['_LISTDATASPACESREQUEST']._serialized_end=526
-  _globals['_LISTDATASPACESRESPONSE']._serialized_start=528
-  _globals['_LISTDATASPACESRESPONSE']._serialized_end=640
-  _globals['_FREEDATASPACEREQUEST']._serialized_start=642
-  _globals['_FREEDATASPACEREQUEST']._serialized_end=698
-  _globals['_FREEDATASPACERESPONSE']._serialized_start=700
-  _globals['_FREEDATASPACERESPONSE']._serialized_end=737
-  _globals['_READDATASPACEREQUEST']._serialized_start=739
-  _globals['_READDATASPACEREQUEST']._serialized_end=805
-  _globals['_READDATASPACERESPONSE']._serialized_start=807
-  _globals['_READDATASPACERESPONSE']._serialized_end=844
-  _globals['_WRITEDATASPACEREQUEST']._serialized_start=846
-  _globals['_WRITEDATASPACEREQUEST']._serialized_end=913
-  _globals['_WRITEDATASPACERESPONSE']._serialized_start=915
-  _globals['_WRITEDATASPACERESPONSE']._serialized_end=939
-  _globals['_DATASPACESERVICE']._serialized_start=942
-  _globals['_DATASPACESERVICE']._serialized_end=1509
+  _globals['_DATASPACE']._serialized_start=105
+  _globals['_DATASPACE']._serialized_end=267
+  _globals['_CREATEDATASPACEREQUEST']._serialized_start=269
+  _globals['_CREATEDATASPACEREQUEST']._serialized_end=327
+  _globals['_CREATEDATASPACERESPONSE']._serialized_start=329
+  _globals['_CREATEDATASPACERESPONSE']._serialized_end=398
+  _globals['_GETDATASPACEREQUEST']._serialized_start=400
+  _globals['_GETDATASPACEREQUEST']._serialized_end=435
+  _globals['_GETDATASPACERESPONSE']._serialized_start=437
+  _globals['_GETDATASPACERESPONSE']._serialized_end=503
+  _globals['_LISTDATASPACESREQUEST']._serialized_start=505
+  _globals['_LISTDATASPACESREQUEST']._serialized_end=567
+  _globals['_LISTDATASPACESRESPONSE']._serialized_start=569
+  _globals['_LISTDATASPACESRESPONSE']._serialized_end=681
+  _globals['_FREEDATASPACEREQUEST']._serialized_start=683
+  _globals['_FREEDATASPACEREQUEST']._serialized_end=739
+  _globals['_FREEDATASPACERESPONSE']._serialized_start=741
+  _globals['_FREEDATASPACERESPONSE']._serialized_end=778
+  _globals['_READDATASPACEREQUEST']._serialized_start=780
+  _globals['_READDATASPACEREQUEST']._serialized_end=846
+  _globals['_READDATASPACERESPONSE']._serialized_start=848
+  _globals['_READDATASPACERESPONSE']._serialized_end=885
+  _globals['_WRITEDATASPACEREQUEST']._serialized_start=887
+  _globals['_WRITEDATASPACEREQUEST']._serialized_end=954
+  _globals['_WRITEDATASPACERESPONSE']._serialized_start=956
+  _globals['_WRITEDATASPACERESPONSE']._serialized_end=980
+  _globals['_CREATEROMREQUEST']._serialized_start=982
+  _globals['_CREATEROMREQUEST']._serialized_end=1034
+  _globals['_CREATEROMRESPONSE']._serialized_start=1036
+  _globals['_CREATEROMRESPONSE']._serialized_end=1099
+  _globals['_SEALDATASPACEREQUEST']._serialized_start=1101
+  _globals['_SEALDATASPACEREQUEST']._serialized_end=1157
+  _globals['_SEALDATASPACERESPONSE']._serialized_start=1159
+  _globals['_SEALDATASPACERESPONSE']._serialized_end=1226
+  _globals['_SHARE']._serialized_start=1229
+  _globals['_SHARE']._serialized_end=1431
+  _globals['_SHAREDATASPACEREQUEST']._serialized_start=1434
+  _globals['_SHAREDATASPACEREQUEST']._serialized_end=1571
+  _globals['_SHAREDATASPACERESPONSE']._serialized_start=1573
+  _globals['_SHAREDATASPACERESPONSE']._serialized_end=1633
+  _globals['_ACCEPTSHAREREQUEST']._serialized_start=1635
+  _globals['_ACCEPTSHAREREQUEST']._serialized_end=1690
+  _globals['_ACCEPTSHARERESPONSE']._serialized_start=1692
+  _globals['_ACCEPTSHARERESPONSE']._serialized_end=1757
+  _globals['_REVOKESHAREREQUEST']._serialized_start=1759
+  _globals['_REVOKESHAREREQUEST']._serialized_end=1814
+  _globals['_REVOKESHARERESPONSE']._serialized_start=1816
+  _globals['_REVOKESHARERESPONSE']._serialized_end=1851
+  _globals['_LISTSHARESREQUEST']._serialized_start=1853
+  _globals['_LISTSHARESREQUEST']._serialized_end=1911
+  _globals['_LISTSHARESRESPONSE']._serialized_start=1913
+  _globals['_LISTSHARESRESPONSE']._serialized_end=1995
+  _globals['_DATASPACESERVICE']._serialized_start=1998
+  _globals['_DATASPACESERVICE']._serialized_end=3075
 # @@protoc_insertion_point(module_scope)

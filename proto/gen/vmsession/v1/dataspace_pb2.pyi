@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from vmsession.v1 import core_pb2 as _core_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -31,6 +32,7 @@ class Dataspace(_message.Message):
     WRITABLE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     ATTACHMENTS_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, as in `dataspaces/41c`; never used again."""
     size: _builtins.int
@@ -41,6 +43,8 @@ class Dataspace(_message.Message):
     """Whether it can be written."""
     attachments: _builtins.int
     """Number of sessions' attachments now."""
+    origin: _builtins.str
+    """For a share, the dataspace that it is a part of; empty otherwise."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was created."""
@@ -54,10 +58,11 @@ class Dataspace(_message.Message):
         writable: _builtins.bool = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         attachments: _builtins.int = ...,
+        origin: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachments", b"attachments", "committed", b"committed", "create_time", b"create_time", "name", b"name", "size", b"size", "writable", b"writable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachments", b"attachments", "committed", b"committed", "create_time", b"create_time", "name", b"name", "origin", b"origin", "size", b"size", "writable", b"writable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -363,3 +368,379 @@ class WriteDataspaceResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WriteDataspaceResponse: _TypeAlias = WriteDataspaceResponse  # noqa: Y015
+
+@_typing.final
+class CreateRomRequest(_message.Message):
+    """Creates a ROM."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Absolute path of a regular file, as core sees it."""
+    request_id: _builtins.str
+    """Idempotency key, at most 64 characters; empty for none."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateRomRequest: _TypeAlias = CreateRomRequest  # noqa: Y015
+
+@_typing.final
+class CreateRomResponse(_message.Message):
+    """The new ROM."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASPACE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def dataspace(self) -> Global___Dataspace:
+        """As created; its size is that of the file, rounded up to whole pages."""
+
+    def __init__(
+        self,
+        *,
+        dataspace: Global___Dataspace | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dataspace", b"dataspace"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataspace", b"dataspace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateRomResponse: _TypeAlias = CreateRomResponse  # noqa: Y015
+
+@_typing.final
+class SealDataspaceRequest(_message.Message):
+    """Freezes a dataspace."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Resource name."""
+    request_id: _builtins.str
+    """Idempotency key, at most 64 characters; empty for none."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SealDataspaceRequest: _TypeAlias = SealDataspaceRequest  # noqa: Y015
+
+@_typing.final
+class SealDataspaceResponse(_message.Message):
+    """It is frozen."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASPACE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def dataspace(self) -> Global___Dataspace:
+        """As it is now."""
+
+    def __init__(
+        self,
+        *,
+        dataspace: Global___Dataspace | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dataspace", b"dataspace"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataspace", b"dataspace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SealDataspaceResponse: _TypeAlias = SealDataspaceResponse  # noqa: Y015
+
+@_typing.final
+class Share(_message.Message):
+    """An offer of shared memory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DATASPACE_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    RECEIVER_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    WRITABLE_FIELD_NUMBER: _builtins.int
+    ACCEPTED_AS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Resource name, as in `shares/5f0`; never used again."""
+    dataspace: _builtins.str
+    """The dataspace that is offered; empty for those who do not own it."""
+    offset: _builtins.int
+    """Where it starts in the dataspace."""
+    size: _builtins.int
+    """Bytes."""
+    writable: _builtins.bool
+    """The receiver may write."""
+    accepted_as: _builtins.str
+    """What the receiver made of it; empty until it accepts."""
+    @_builtins.property
+    def owner(self) -> _core_pb2.ClientIdentity:
+        """Who offers it."""
+
+    @_builtins.property
+    def receiver(self) -> _core_pb2.ClientIdentity:
+        """Whom it is offered to: a user, and one process of his if `pid` is not 0."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        dataspace: _builtins.str = ...,
+        owner: _core_pb2.ClientIdentity | None = ...,
+        receiver: _core_pb2.ClientIdentity | None = ...,
+        offset: _builtins.int = ...,
+        size: _builtins.int = ...,
+        writable: _builtins.bool = ...,
+        accepted_as: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner", "receiver", b"receiver"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_as", b"accepted_as", "dataspace", b"dataspace", "name", b"name", "offset", b"offset", "owner", b"owner", "receiver", b"receiver", "size", b"size", "writable", b"writable"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Share: _TypeAlias = Share  # noqa: Y015
+
+@_typing.final
+class ShareDataspaceRequest(_message.Message):
+    """Offers a dataspace."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASPACE_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
+    PID_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    READ_ONLY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    dataspace: _builtins.str
+    """The dataspace."""
+    uid: _builtins.int
+    """The user it is offered to."""
+    pid: _builtins.int
+    """One process of that user; 0 for any."""
+    offset: _builtins.int
+    """Where to start; page-aligned."""
+    size: _builtins.int
+    """Bytes; page-aligned; 0 means the rest."""
+    read_only: _builtins.bool
+    """The receiver may not write."""
+    request_id: _builtins.str
+    """Idempotency key, at most 64 characters; empty for none."""
+    def __init__(
+        self,
+        *,
+        dataspace: _builtins.str = ...,
+        uid: _builtins.int = ...,
+        pid: _builtins.int = ...,
+        offset: _builtins.int = ...,
+        size: _builtins.int = ...,
+        read_only: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataspace", b"dataspace", "offset", b"offset", "pid", b"pid", "read_only", b"read_only", "request_id", b"request_id", "size", b"size", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShareDataspaceRequest: _TypeAlias = ShareDataspaceRequest  # noqa: Y015
+
+@_typing.final
+class ShareDataspaceResponse(_message.Message):
+    """The offer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def share(self) -> Global___Share:
+        """As made; its name is what the receiver accepts."""
+
+    def __init__(
+        self,
+        *,
+        share: Global___Share | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["share", b"share"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["share", b"share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShareDataspaceResponse: _TypeAlias = ShareDataspaceResponse  # noqa: Y015
+
+@_typing.final
+class AcceptShareRequest(_message.Message):
+    """Takes an offer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    share: _builtins.str
+    """The offer."""
+    request_id: _builtins.str
+    """Idempotency key, at most 64 characters; empty for none."""
+    def __init__(
+        self,
+        *,
+        share: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "share", b"share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcceptShareRequest: _TypeAlias = AcceptShareRequest  # noqa: Y015
+
+@_typing.final
+class AcceptShareResponse(_message.Message):
+    """The offer is taken."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASPACE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def dataspace(self) -> Global___Dataspace:
+        """The caller's new dataspace."""
+
+    def __init__(
+        self,
+        *,
+        dataspace: Global___Dataspace | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dataspace", b"dataspace"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataspace", b"dataspace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcceptShareResponse: _TypeAlias = AcceptShareResponse  # noqa: Y015
+
+@_typing.final
+class RevokeShareRequest(_message.Message):
+    """Takes an offer back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    share: _builtins.str
+    """The offer."""
+    request_id: _builtins.str
+    """Idempotency key, at most 64 characters; empty for none."""
+    def __init__(
+        self,
+        *,
+        share: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "share", b"share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeShareRequest: _TypeAlias = RevokeShareRequest  # noqa: Y015
+
+@_typing.final
+class RevokeShareResponse(_message.Message):
+    """It is taken back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HELD_FIELD_NUMBER: _builtins.int
+    held: _builtins.bool
+    """True when the receiver still holds the memory by an fd or a mapping of its own: it stays charged for it."""
+    def __init__(
+        self,
+        *,
+        held: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeShareResponse: _TypeAlias = RevokeShareResponse  # noqa: Y015
+
+@_typing.final
+class ListSharesRequest(_message.Message):
+    """Asks for a page of offers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """Entries at most; 0 means 100, the limit is 1000."""
+    page_token: _builtins.str
+    """From the response before; empty to start."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSharesRequest: _TypeAlias = ListSharesRequest  # noqa: Y015
+
+@_typing.final
+class ListSharesResponse(_message.Message):
+    """A page of offers in the order of their making."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page; empty at the end."""
+    @_builtins.property
+    def shares(self) -> _containers.RepeatedCompositeFieldContainer[Global___Share]:
+        """The entries."""
+
+    def __init__(
+        self,
+        *,
+        shares: _abc.Iterable[Global___Share] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "shares", b"shares"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSharesResponse: _TypeAlias = ListSharesResponse  # noqa: Y015

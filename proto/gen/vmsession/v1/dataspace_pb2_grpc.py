@@ -44,6 +44,36 @@ class DataspaceServiceStub:
                 request_serializer=vmsession_dot_v1_dot_dataspace__pb2.CreateDataspaceRequest.SerializeToString,
                 response_deserializer=vmsession_dot_v1_dot_dataspace__pb2.CreateDataspaceResponse.FromString,
                 _registered_method=True)
+        self.CreateRom = channel.unary_unary(
+                '/vmsession.v1.DataspaceService/CreateRom',
+                request_serializer=vmsession_dot_v1_dot_dataspace__pb2.CreateRomRequest.SerializeToString,
+                response_deserializer=vmsession_dot_v1_dot_dataspace__pb2.CreateRomResponse.FromString,
+                _registered_method=True)
+        self.SealDataspace = channel.unary_unary(
+                '/vmsession.v1.DataspaceService/SealDataspace',
+                request_serializer=vmsession_dot_v1_dot_dataspace__pb2.SealDataspaceRequest.SerializeToString,
+                response_deserializer=vmsession_dot_v1_dot_dataspace__pb2.SealDataspaceResponse.FromString,
+                _registered_method=True)
+        self.ShareDataspace = channel.unary_unary(
+                '/vmsession.v1.DataspaceService/ShareDataspace',
+                request_serializer=vmsession_dot_v1_dot_dataspace__pb2.ShareDataspaceRequest.SerializeToString,
+                response_deserializer=vmsession_dot_v1_dot_dataspace__pb2.ShareDataspaceResponse.FromString,
+                _registered_method=True)
+        self.AcceptShare = channel.unary_unary(
+                '/vmsession.v1.DataspaceService/AcceptShare',
+                request_serializer=vmsession_dot_v1_dot_dataspace__pb2.AcceptShareRequest.SerializeToString,
+                response_deserializer=vmsession_dot_v1_dot_dataspace__pb2.AcceptShareResponse.FromString,
+                _registered_method=True)
+        self.RevokeShare = channel.unary_unary(
+                '/vmsession.v1.DataspaceService/RevokeShare',
+                request_serializer=vmsession_dot_v1_dot_dataspace__pb2.RevokeShareRequest.SerializeToString,
+                response_deserializer=vmsession_dot_v1_dot_dataspace__pb2.RevokeShareResponse.FromString,
+                _registered_method=True)
+        self.ListShares = channel.unary_unary(
+                '/vmsession.v1.DataspaceService/ListShares',
+                request_serializer=vmsession_dot_v1_dot_dataspace__pb2.ListSharesRequest.SerializeToString,
+                response_deserializer=vmsession_dot_v1_dot_dataspace__pb2.ListSharesResponse.FromString,
+                _registered_method=True)
         self.GetDataspace = channel.unary_unary(
                 '/vmsession.v1.DataspaceService/GetDataspace',
                 request_serializer=vmsession_dot_v1_dot_dataspace__pb2.GetDataspaceRequest.SerializeToString,
@@ -83,7 +113,62 @@ class DataspaceServiceServicer:
         """Creates a RAM dataspace: zeroed memory, charged in full to the client with one capability.
 
         Errors: INVALID_ARGUMENT (size 0 or beyond the limit), OUT_OF_RAM, OUT_OF_CAPS, MEMORY_FAILURE,
+        AUDIT_FAILURE, REQUEST_ID_REUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateRom(self, request, context):
+        """Creates a ROM dataspace: a copy of a file that policy allows, which can only be attached read-only. Charged
+        like RAM.
+
+        Errors: DENIED (the path is not within what policy allows), INVALID_DATASPACE (no regular file, empty, too
+        large, or it changed meanwhile), OUT_OF_RAM, OUT_OF_CAPS, MEMORY_FAILURE, AUDIT_FAILURE, REQUEST_ID_REUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SealDataspace(self, request, context):
+        """Freezes the content of a RAM dataspace for good: from then on it can only be attached read-only and handed
+        out read-only. Errors: NOT_FOUND, STILL_WRITABLE (a writable attachment, a writable fd or mapping of a client is
+        in the way: metadata `session` or `why`), READ_ONLY (it is a ROM or a share), REQUEST_ID_REUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ShareDataspace(self, request, context):
+        """Offers a dataspace, or a part of it, to another client or user. Nothing is charged or mapped until the
+        receiver accepts; each receiver that does is charged in full. Errors: NOT_FOUND, INVALID_DATASPACE (offset,
+        size, alignment; it is a share itself), READ_ONLY (offered writable, but it is not), OUT_OF_CAPS (one
+        capability for each offer), REQUEST_ID_REUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AcceptShare(self, request, context):
+        """Takes an offer: a new dataspace of the caller that is the shared memory. It can be attached, read, written,
+        freed and, if the whole dataspace was offered, collected as an fd. Errors: NOT_FOUND (no such offer, or not
+        to the caller), ALREADY_EXISTS (accepted before), OUT_OF_RAM, OUT_OF_CAPS, AUDIT_FAILURE, REQUEST_ID_REUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeShare(self, request, context):
+        """Takes an offer back: what the receiver made of it is unmapped from all its sessions and freed before the call
+        returns; an fd or a mapping that the receiver has itself stays, and the answer says so. Errors: NOT_FOUND,
         REQUEST_ID_REUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListShares(self, request, context):
+        """Lists the offers made by the caller, and those made to it. Errors: INVALID_ARGUMENT (page token).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -137,6 +222,36 @@ def add_DataspaceServiceServicer_to_server(servicer, server):
                     servicer.CreateDataspace,
                     request_deserializer=vmsession_dot_v1_dot_dataspace__pb2.CreateDataspaceRequest.FromString,
                     response_serializer=vmsession_dot_v1_dot_dataspace__pb2.CreateDataspaceResponse.SerializeToString,
+            ),
+            'CreateRom': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateRom,
+                    request_deserializer=vmsession_dot_v1_dot_dataspace__pb2.CreateRomRequest.FromString,
+                    response_serializer=vmsession_dot_v1_dot_dataspace__pb2.CreateRomResponse.SerializeToString,
+            ),
+            'SealDataspace': grpc.unary_unary_rpc_method_handler(
+                    servicer.SealDataspace,
+                    request_deserializer=vmsession_dot_v1_dot_dataspace__pb2.SealDataspaceRequest.FromString,
+                    response_serializer=vmsession_dot_v1_dot_dataspace__pb2.SealDataspaceResponse.SerializeToString,
+            ),
+            'ShareDataspace': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShareDataspace,
+                    request_deserializer=vmsession_dot_v1_dot_dataspace__pb2.ShareDataspaceRequest.FromString,
+                    response_serializer=vmsession_dot_v1_dot_dataspace__pb2.ShareDataspaceResponse.SerializeToString,
+            ),
+            'AcceptShare': grpc.unary_unary_rpc_method_handler(
+                    servicer.AcceptShare,
+                    request_deserializer=vmsession_dot_v1_dot_dataspace__pb2.AcceptShareRequest.FromString,
+                    response_serializer=vmsession_dot_v1_dot_dataspace__pb2.AcceptShareResponse.SerializeToString,
+            ),
+            'RevokeShare': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeShare,
+                    request_deserializer=vmsession_dot_v1_dot_dataspace__pb2.RevokeShareRequest.FromString,
+                    response_serializer=vmsession_dot_v1_dot_dataspace__pb2.RevokeShareResponse.SerializeToString,
+            ),
+            'ListShares': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListShares,
+                    request_deserializer=vmsession_dot_v1_dot_dataspace__pb2.ListSharesRequest.FromString,
+                    response_serializer=vmsession_dot_v1_dot_dataspace__pb2.ListSharesResponse.SerializeToString,
             ),
             'GetDataspace': grpc.unary_unary_rpc_method_handler(
                     servicer.GetDataspace,
@@ -196,6 +311,168 @@ class DataspaceService:
             '/vmsession.v1.DataspaceService/CreateDataspace',
             vmsession_dot_v1_dot_dataspace__pb2.CreateDataspaceRequest.SerializeToString,
             vmsession_dot_v1_dot_dataspace__pb2.CreateDataspaceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateRom(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vmsession.v1.DataspaceService/CreateRom',
+            vmsession_dot_v1_dot_dataspace__pb2.CreateRomRequest.SerializeToString,
+            vmsession_dot_v1_dot_dataspace__pb2.CreateRomResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SealDataspace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vmsession.v1.DataspaceService/SealDataspace',
+            vmsession_dot_v1_dot_dataspace__pb2.SealDataspaceRequest.SerializeToString,
+            vmsession_dot_v1_dot_dataspace__pb2.SealDataspaceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShareDataspace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vmsession.v1.DataspaceService/ShareDataspace',
+            vmsession_dot_v1_dot_dataspace__pb2.ShareDataspaceRequest.SerializeToString,
+            vmsession_dot_v1_dot_dataspace__pb2.ShareDataspaceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AcceptShare(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vmsession.v1.DataspaceService/AcceptShare',
+            vmsession_dot_v1_dot_dataspace__pb2.AcceptShareRequest.SerializeToString,
+            vmsession_dot_v1_dot_dataspace__pb2.AcceptShareResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeShare(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vmsession.v1.DataspaceService/RevokeShare',
+            vmsession_dot_v1_dot_dataspace__pb2.RevokeShareRequest.SerializeToString,
+            vmsession_dot_v1_dot_dataspace__pb2.RevokeShareResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListShares(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vmsession.v1.DataspaceService/ListShares',
+            vmsession_dot_v1_dot_dataspace__pb2.ListSharesRequest.SerializeToString,
+            vmsession_dot_v1_dot_dataspace__pb2.ListSharesResponse.FromString,
             options,
             channel_credentials,
             insecure,

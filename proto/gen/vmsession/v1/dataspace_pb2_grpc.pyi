@@ -42,8 +42,38 @@ class DataspaceServiceStub:
     """Creates a RAM dataspace: zeroed memory, charged in full to the client with one capability.
 
     Errors: INVALID_ARGUMENT (size 0 or beyond the limit), OUT_OF_RAM, OUT_OF_CAPS, MEMORY_FAILURE,
+    AUDIT_FAILURE, REQUEST_ID_REUSED.
+    """
+    CreateRom: _grpc.UnaryUnaryMultiCallable[_dataspace_pb2.CreateRomRequest, _dataspace_pb2.CreateRomResponse]
+    """Creates a ROM dataspace: a copy of a file that policy allows, which can only be attached read-only. Charged
+    like RAM.
+
+    Errors: DENIED (the path is not within what policy allows), INVALID_DATASPACE (no regular file, empty, too
+    large, or it changed meanwhile), OUT_OF_RAM, OUT_OF_CAPS, MEMORY_FAILURE, AUDIT_FAILURE, REQUEST_ID_REUSED.
+    """
+    SealDataspace: _grpc.UnaryUnaryMultiCallable[_dataspace_pb2.SealDataspaceRequest, _dataspace_pb2.SealDataspaceResponse]
+    """Freezes the content of a RAM dataspace for good: from then on it can only be attached read-only and handed
+    out read-only. Errors: NOT_FOUND, STILL_WRITABLE (a writable attachment, a writable fd or mapping of a client is
+    in the way: metadata `session` or `why`), READ_ONLY (it is a ROM or a share), REQUEST_ID_REUSED.
+    """
+    ShareDataspace: _grpc.UnaryUnaryMultiCallable[_dataspace_pb2.ShareDataspaceRequest, _dataspace_pb2.ShareDataspaceResponse]
+    """Offers a dataspace, or a part of it, to another client or user. Nothing is charged or mapped until the
+    receiver accepts; each receiver that does is charged in full. Errors: NOT_FOUND, INVALID_DATASPACE (offset,
+    size, alignment; it is a share itself), READ_ONLY (offered writable, but it is not), OUT_OF_CAPS (one
+    capability for each offer), REQUEST_ID_REUSED.
+    """
+    AcceptShare: _grpc.UnaryUnaryMultiCallable[_dataspace_pb2.AcceptShareRequest, _dataspace_pb2.AcceptShareResponse]
+    """Takes an offer: a new dataspace of the caller that is the shared memory. It can be attached, read, written,
+    freed and, if the whole dataspace was offered, collected as an fd. Errors: NOT_FOUND (no such offer, or not
+    to the caller), ALREADY_EXISTS (accepted before), OUT_OF_RAM, OUT_OF_CAPS, AUDIT_FAILURE, REQUEST_ID_REUSED.
+    """
+    RevokeShare: _grpc.UnaryUnaryMultiCallable[_dataspace_pb2.RevokeShareRequest, _dataspace_pb2.RevokeShareResponse]
+    """Takes an offer back: what the receiver made of it is unmapped from all its sessions and freed before the call
+    returns; an fd or a mapping that the receiver has itself stays, and the answer says so. Errors: NOT_FOUND,
     REQUEST_ID_REUSED.
     """
+    ListShares: _grpc.UnaryUnaryMultiCallable[_dataspace_pb2.ListSharesRequest, _dataspace_pb2.ListSharesResponse]
+    """Lists the offers made by the caller, and those made to it. Errors: INVALID_ARGUMENT (page token)."""
     GetDataspace: _grpc.UnaryUnaryMultiCallable[_dataspace_pb2.GetDataspaceRequest, _dataspace_pb2.GetDataspaceResponse]
     """Tells about one dataspace of the caller. Errors: NOT_FOUND."""
     ListDataspaces: _grpc.UnaryUnaryMultiCallable[_dataspace_pb2.ListDataspacesRequest, _dataspace_pb2.ListDataspacesResponse]
@@ -78,8 +108,38 @@ class DataspaceServiceAsyncStub(DataspaceServiceStub):
     """Creates a RAM dataspace: zeroed memory, charged in full to the client with one capability.
 
     Errors: INVALID_ARGUMENT (size 0 or beyond the limit), OUT_OF_RAM, OUT_OF_CAPS, MEMORY_FAILURE,
+    AUDIT_FAILURE, REQUEST_ID_REUSED.
+    """
+    CreateRom: _aio.UnaryUnaryMultiCallable[_dataspace_pb2.CreateRomRequest, _dataspace_pb2.CreateRomResponse]  # type: ignore[assignment]
+    """Creates a ROM dataspace: a copy of a file that policy allows, which can only be attached read-only. Charged
+    like RAM.
+
+    Errors: DENIED (the path is not within what policy allows), INVALID_DATASPACE (no regular file, empty, too
+    large, or it changed meanwhile), OUT_OF_RAM, OUT_OF_CAPS, MEMORY_FAILURE, AUDIT_FAILURE, REQUEST_ID_REUSED.
+    """
+    SealDataspace: _aio.UnaryUnaryMultiCallable[_dataspace_pb2.SealDataspaceRequest, _dataspace_pb2.SealDataspaceResponse]  # type: ignore[assignment]
+    """Freezes the content of a RAM dataspace for good: from then on it can only be attached read-only and handed
+    out read-only. Errors: NOT_FOUND, STILL_WRITABLE (a writable attachment, a writable fd or mapping of a client is
+    in the way: metadata `session` or `why`), READ_ONLY (it is a ROM or a share), REQUEST_ID_REUSED.
+    """
+    ShareDataspace: _aio.UnaryUnaryMultiCallable[_dataspace_pb2.ShareDataspaceRequest, _dataspace_pb2.ShareDataspaceResponse]  # type: ignore[assignment]
+    """Offers a dataspace, or a part of it, to another client or user. Nothing is charged or mapped until the
+    receiver accepts; each receiver that does is charged in full. Errors: NOT_FOUND, INVALID_DATASPACE (offset,
+    size, alignment; it is a share itself), READ_ONLY (offered writable, but it is not), OUT_OF_CAPS (one
+    capability for each offer), REQUEST_ID_REUSED.
+    """
+    AcceptShare: _aio.UnaryUnaryMultiCallable[_dataspace_pb2.AcceptShareRequest, _dataspace_pb2.AcceptShareResponse]  # type: ignore[assignment]
+    """Takes an offer: a new dataspace of the caller that is the shared memory. It can be attached, read, written,
+    freed and, if the whole dataspace was offered, collected as an fd. Errors: NOT_FOUND (no such offer, or not
+    to the caller), ALREADY_EXISTS (accepted before), OUT_OF_RAM, OUT_OF_CAPS, AUDIT_FAILURE, REQUEST_ID_REUSED.
+    """
+    RevokeShare: _aio.UnaryUnaryMultiCallable[_dataspace_pb2.RevokeShareRequest, _dataspace_pb2.RevokeShareResponse]  # type: ignore[assignment]
+    """Takes an offer back: what the receiver made of it is unmapped from all its sessions and freed before the call
+    returns; an fd or a mapping that the receiver has itself stays, and the answer says so. Errors: NOT_FOUND,
     REQUEST_ID_REUSED.
     """
+    ListShares: _aio.UnaryUnaryMultiCallable[_dataspace_pb2.ListSharesRequest, _dataspace_pb2.ListSharesResponse]  # type: ignore[assignment]
+    """Lists the offers made by the caller, and those made to it. Errors: INVALID_ARGUMENT (page token)."""
     GetDataspace: _aio.UnaryUnaryMultiCallable[_dataspace_pb2.GetDataspaceRequest, _dataspace_pb2.GetDataspaceResponse]  # type: ignore[assignment]
     """Tells about one dataspace of the caller. Errors: NOT_FOUND."""
     ListDataspaces: _aio.UnaryUnaryMultiCallable[_dataspace_pb2.ListDataspacesRequest, _dataspace_pb2.ListDataspacesResponse]  # type: ignore[assignment]
@@ -117,8 +177,74 @@ class DataspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Creates a RAM dataspace: zeroed memory, charged in full to the client with one capability.
 
         Errors: INVALID_ARGUMENT (size 0 or beyond the limit), OUT_OF_RAM, OUT_OF_CAPS, MEMORY_FAILURE,
+        AUDIT_FAILURE, REQUEST_ID_REUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateRom(
+        self,
+        request: _dataspace_pb2.CreateRomRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataspace_pb2.CreateRomResponse, _abc.Awaitable[_dataspace_pb2.CreateRomResponse]]:
+        """Creates a ROM dataspace: a copy of a file that policy allows, which can only be attached read-only. Charged
+        like RAM.
+
+        Errors: DENIED (the path is not within what policy allows), INVALID_DATASPACE (no regular file, empty, too
+        large, or it changed meanwhile), OUT_OF_RAM, OUT_OF_CAPS, MEMORY_FAILURE, AUDIT_FAILURE, REQUEST_ID_REUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def SealDataspace(
+        self,
+        request: _dataspace_pb2.SealDataspaceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataspace_pb2.SealDataspaceResponse, _abc.Awaitable[_dataspace_pb2.SealDataspaceResponse]]:
+        """Freezes the content of a RAM dataspace for good: from then on it can only be attached read-only and handed
+        out read-only. Errors: NOT_FOUND, STILL_WRITABLE (a writable attachment, a writable fd or mapping of a client is
+        in the way: metadata `session` or `why`), READ_ONLY (it is a ROM or a share), REQUEST_ID_REUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def ShareDataspace(
+        self,
+        request: _dataspace_pb2.ShareDataspaceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataspace_pb2.ShareDataspaceResponse, _abc.Awaitable[_dataspace_pb2.ShareDataspaceResponse]]:
+        """Offers a dataspace, or a part of it, to another client or user. Nothing is charged or mapped until the
+        receiver accepts; each receiver that does is charged in full. Errors: NOT_FOUND, INVALID_DATASPACE (offset,
+        size, alignment; it is a share itself), READ_ONLY (offered writable, but it is not), OUT_OF_CAPS (one
+        capability for each offer), REQUEST_ID_REUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def AcceptShare(
+        self,
+        request: _dataspace_pb2.AcceptShareRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataspace_pb2.AcceptShareResponse, _abc.Awaitable[_dataspace_pb2.AcceptShareResponse]]:
+        """Takes an offer: a new dataspace of the caller that is the shared memory. It can be attached, read, written,
+        freed and, if the whole dataspace was offered, collected as an fd. Errors: NOT_FOUND (no such offer, or not
+        to the caller), ALREADY_EXISTS (accepted before), OUT_OF_RAM, OUT_OF_CAPS, AUDIT_FAILURE, REQUEST_ID_REUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def RevokeShare(
+        self,
+        request: _dataspace_pb2.RevokeShareRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataspace_pb2.RevokeShareResponse, _abc.Awaitable[_dataspace_pb2.RevokeShareResponse]]:
+        """Takes an offer back: what the receiver made of it is unmapped from all its sessions and freed before the call
+        returns; an fd or a mapping that the receiver has itself stays, and the answer says so. Errors: NOT_FOUND,
         REQUEST_ID_REUSED.
         """
+
+    @_abc_1.abstractmethod
+    def ListShares(
+        self,
+        request: _dataspace_pb2.ListSharesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataspace_pb2.ListSharesResponse, _abc.Awaitable[_dataspace_pb2.ListSharesResponse]]:
+        """Lists the offers made by the caller, and those made to it. Errors: INVALID_ARGUMENT (page token)."""
 
     @_abc_1.abstractmethod
     def GetDataspace(

@@ -93,6 +93,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. The vCPU ran already."""
     ERROR_REASON_TAKEN_OVER: _ErrorReason.ValueType  # 25
     """ABORTED. Another HandleExits stream serves the vCPU now: metadata `name`, the vCPU's."""
+    ERROR_REASON_COMPACTED: _ErrorReason.ValueType  # 26
+    """OUT_OF_RANGE. The events asked for were removed by retention: metadata `asked`, `oldest`."""
+    ERROR_REASON_AUDIT_FAILURE: _ErrorReason.ValueType  # 27
+    """UNAVAILABLE. The audit log cannot be written (full disk): nothing new is created until it can. Metadata
+    `why`. Retry after room was made.
+    """
+    ERROR_REASON_STILL_WRITABLE: _ErrorReason.ValueType  # 28
+    """FAILED_PRECONDITION. Somebody can still write the dataspace: metadata `session`, or `why`."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused. Every error carries a google.rpc.ErrorInfo in its status details: `reason`
@@ -172,4 +180,12 @@ ERROR_REASON_ALREADY_STARTED: ErrorReason.ValueType  # 24
 """FAILED_PRECONDITION. The vCPU ran already."""
 ERROR_REASON_TAKEN_OVER: ErrorReason.ValueType  # 25
 """ABORTED. Another HandleExits stream serves the vCPU now: metadata `name`, the vCPU's."""
+ERROR_REASON_COMPACTED: ErrorReason.ValueType  # 26
+"""OUT_OF_RANGE. The events asked for were removed by retention: metadata `asked`, `oldest`."""
+ERROR_REASON_AUDIT_FAILURE: ErrorReason.ValueType  # 27
+"""UNAVAILABLE. The audit log cannot be written (full disk): nothing new is created until it can. Metadata
+`why`. Retry after room was made.
+"""
+ERROR_REASON_STILL_WRITABLE: ErrorReason.ValueType  # 28
+"""FAILED_PRECONDITION. Somebody can still write the dataspace: metadata `session`, or `why`."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

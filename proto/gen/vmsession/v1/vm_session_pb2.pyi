@@ -1240,3 +1240,46 @@ class SetMsrFilterResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SetMsrFilterResponse: _TypeAlias = SetMsrFilterResponse  # noqa: Y015
+
+@_typing.final
+class AttachPicRequest(_message.Message):
+    """Asks for the interrupt controller."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    GPA_FIELD_NUMBER: _builtins.int
+    session: _builtins.str
+    """The session."""
+    gpa: _builtins.int
+    """First guest-physical address; page-aligned."""
+    def __init__(
+        self,
+        *,
+        session: _builtins.str = ...,
+        gpa: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gpa", b"gpa", "session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttachPicRequest: _TypeAlias = AttachPicRequest  # noqa: Y015
+
+@_typing.final
+class AttachPicResponse(_message.Message):
+    """Never sent on x86."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttachPicResponse: _TypeAlias = AttachPicResponse  # noqa: Y015

@@ -101,6 +101,11 @@ class VmSessionServiceStub:
                 request_serializer=vmsession_dot_v1_dot_vm__session__pb2.DetachRequest.SerializeToString,
                 response_deserializer=vmsession_dot_v1_dot_vm__session__pb2.DetachResponse.FromString,
                 _registered_method=True)
+        self.AttachPic = channel.unary_unary(
+                '/vmsession.v1.VmSessionService/AttachPic',
+                request_serializer=vmsession_dot_v1_dot_vm__session__pb2.AttachPicRequest.SerializeToString,
+                response_deserializer=vmsession_dot_v1_dot_vm__session__pb2.AttachPicResponse.FromString,
+                _registered_method=True)
         self.ListAttachments = channel.unary_unary(
                 '/vmsession.v1.VmSessionService/ListAttachments',
                 request_serializer=vmsession_dot_v1_dot_vm__session__pb2.ListAttachmentsRequest.SerializeToString,
@@ -254,6 +259,14 @@ class VmSessionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AttachPic(self, request, context):
+        """Genode's attach_pic: maps the interrupt controller of an ARM machine. Always refused on x86, whose interrupt
+        controllers are the VMM's own. Errors: NOT_FOUND, INVALID_DATASPACE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListAttachments(self, request, context):
         """Lists a session's attachments in address order. Errors: NOT_FOUND.
         """
@@ -379,6 +392,11 @@ def add_VmSessionServiceServicer_to_server(servicer, server):
                     servicer.Detach,
                     request_deserializer=vmsession_dot_v1_dot_vm__session__pb2.DetachRequest.FromString,
                     response_serializer=vmsession_dot_v1_dot_vm__session__pb2.DetachResponse.SerializeToString,
+            ),
+            'AttachPic': grpc.unary_unary_rpc_method_handler(
+                    servicer.AttachPic,
+                    request_deserializer=vmsession_dot_v1_dot_vm__session__pb2.AttachPicRequest.FromString,
+                    response_serializer=vmsession_dot_v1_dot_vm__session__pb2.AttachPicResponse.SerializeToString,
             ),
             'ListAttachments': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAttachments,
@@ -747,6 +765,33 @@ class VmSessionService:
             '/vmsession.v1.VmSessionService/Detach',
             vmsession_dot_v1_dot_vm__session__pb2.DetachRequest.SerializeToString,
             vmsession_dot_v1_dot_vm__session__pb2.DetachResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AttachPic(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vmsession.v1.VmSessionService/AttachPic',
+            vmsession_dot_v1_dot_vm__session__pb2.AttachPicRequest.SerializeToString,
+            vmsession_dot_v1_dot_vm__session__pb2.AttachPicResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -96,6 +96,10 @@ class VmSessionServiceStub:
     Errors: NOT_FOUND, INVALID_RANGE, OUT_OF_CAPS and ADDRESS_MAP_FULL (a split needs one
     attachment more), REQUEST_ID_REUSED.
     """
+    AttachPic: _grpc.UnaryUnaryMultiCallable[_vm_session_pb2.AttachPicRequest, _vm_session_pb2.AttachPicResponse]
+    """Genode's attach_pic: maps the interrupt controller of an ARM machine. Always refused on x86, whose interrupt
+    controllers are the VMM's own. Errors: NOT_FOUND, INVALID_DATASPACE.
+    """
     ListAttachments: _grpc.UnaryUnaryMultiCallable[_vm_session_pb2.ListAttachmentsRequest, _vm_session_pb2.ListAttachmentsResponse]
     """Lists a session's attachments in address order. Errors: NOT_FOUND."""
     Run: _grpc.UnaryUnaryMultiCallable[_vm_session_pb2.RunRequest, _vm_session_pb2.RunResponse]
@@ -197,6 +201,10 @@ class VmSessionServiceAsyncStub(VmSessionServiceStub):
     """Unmaps exactly the given range, whatever is attached there; what overlaps its ends is split.
     Errors: NOT_FOUND, INVALID_RANGE, OUT_OF_CAPS and ADDRESS_MAP_FULL (a split needs one
     attachment more), REQUEST_ID_REUSED.
+    """
+    AttachPic: _aio.UnaryUnaryMultiCallable[_vm_session_pb2.AttachPicRequest, _vm_session_pb2.AttachPicResponse]  # type: ignore[assignment]
+    """Genode's attach_pic: maps the interrupt controller of an ARM machine. Always refused on x86, whose interrupt
+    controllers are the VMM's own. Errors: NOT_FOUND, INVALID_DATASPACE.
     """
     ListAttachments: _aio.UnaryUnaryMultiCallable[_vm_session_pb2.ListAttachmentsRequest, _vm_session_pb2.ListAttachmentsResponse]  # type: ignore[assignment]
     """Lists a session's attachments in address order. Errors: NOT_FOUND."""
@@ -368,6 +376,16 @@ class VmSessionServiceServicer(metaclass=_abc_1.ABCMeta):
         """Unmaps exactly the given range, whatever is attached there; what overlaps its ends is split.
         Errors: NOT_FOUND, INVALID_RANGE, OUT_OF_CAPS and ADDRESS_MAP_FULL (a split needs one
         attachment more), REQUEST_ID_REUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def AttachPic(
+        self,
+        request: _vm_session_pb2.AttachPicRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vm_session_pb2.AttachPicResponse, _abc.Awaitable[_vm_session_pb2.AttachPicResponse]]:
+        """Genode's attach_pic: maps the interrupt controller of an ARM machine. Always refused on x86, whose interrupt
+        controllers are the VMM's own. Errors: NOT_FOUND, INVALID_DATASPACE.
         """
 
     @_abc_1.abstractmethod
