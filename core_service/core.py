@@ -12,7 +12,9 @@ from core_service.dataspaces import Dataspaces, holder
 from core_service.engine.catalog import Catalog
 from core_service.names import Names
 from core_service.refusal import Refusal, invalid, not_found
+from core_service.roms import Roms
 from core_service.session import CAPABILITY_QUOTA, RAM_QUOTA, Session, check_label
+from core_service.shares import Shares
 from core_service.tickets import Tickets
 from core_service.users import Users
 from dataspace.errors import OutOfCaps, OutOfRam
@@ -39,6 +41,8 @@ class Core:
         self.users = Users(settings.ram, settings.capabilities, settings.sessions_per_user)
         self.ledger = Ledger(history=settings.history)
         self.dataspaces = Dataspaces(self.ledger, self.users)
+        self.shares = Shares(self.dataspaces, self.names)
+        self.roms = Roms(settings.rom_paths, self.dataspaces, self.names)
         self.clients = Clients(settings, self.users, self._reclaim_soon)
         self.tickets = Tickets(settings.ticket_life)
         self.engines = Catalog(settings)
@@ -119,7 +123,7 @@ class Core:
             self._page(client, name) if "/vcpus/" in name else self.dataspaces.of(client, name)
         )
         writable = dataspace.memory.writable and not rights
-        fd = dataspace.memory.open(writable)
+        fd = dataspace.memory.hand_out(writable)
         self.ledger.hand_out(name, writable, actor=holder(client))
         return fd
 
@@ -140,8 +144,8 @@ class Core:
         await client.settled()
         sessions = list(client.sessions.values())
         await asyncio.gather(*(self.close_session(session, cause) for session in sessions))
-        for name in list(client.dataspaces):
-            await self.dataspaces.free(client, name, cause)
+        for dataspace in list(client.dataspaces.values()):
+            await self.dataspaces.end(dataspace, cause)
         self.users.close_client(client.identity.uid, client.account)
 
     def _in_background(self, work: Coroutine[None, None, None]) -> None:

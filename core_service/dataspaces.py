@@ -1,4 +1,4 @@
-"""Dataspaces as core keeps them: memory, its owner, its charge, its record.
+"""Dataspaces as core keeps them: a view of a memory, its holder, its charge, its record.
 
 Freed memory that somebody still holds stays charged, to the user who held it, until the lease
 probe says that it is gone.
@@ -14,11 +14,16 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from core_service.refusal import invalid, not_found
-from dataspace.memory import Memory, ram
+from dataspace.errors import NotWritable, StillWritable
+from dataspace.memory import ram
+from dataspace.view import View
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from core_service.client import Client
     from core_service.session import Session
+    from core_service.shares import Share
     from core_service.users import Users
     from dataspace.ledger import Ledger
     from dataspace.quota import Account
@@ -33,18 +38,40 @@ PROBES_AT_ONCE: Final = 1000  # at 3 us each
 
 @dataclass(eq=False)
 class Dataspace:
-    """A memory object. `sessions` are those where it is attached now."""
+    """A memory object of a client. `sessions` are those where it is attached now, `shares` the offers of
+    it by name; `origin` is what it is a share of. `changing` is held to seal or end it."""
 
     name: str
-    memory: Memory
+    kind: DataspaceKind
+    memory: View
     account: Account
-    uid: int
+    client: Client
+    origin: Dataspace | None = None
     sessions: set[Session] = field(default_factory=set)
+    shares: dict[str, Share] = field(default_factory=dict)
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    ending: asyncio.Future[bool] | None = None
+
+    @property
+    def uid(self) -> int:
+        """The user who answers for it."""
+        return self.client.identity.uid
 
     @property
     def size(self) -> int:
         """Bytes, whole pages."""
         return self.memory.size
+
+    @property
+    def all_views(self) -> list[Dataspace]:
+        """Every dataspace that is a view of the same memory and is not gone: the owner's first."""
+        owned = self.origin or self
+        accepted = [share.accepted for share in owned.shares.values() if share.accepted]
+        return [owned, *(each for each in accepted if each.ending is None)]
+
+    def attached_writable(self) -> Session | None:
+        """A session whose guest may write to it."""
+        return next((each for each in self.sessions if each.may_write(self)), None)
 
 
 class Dataspaces:
@@ -53,6 +80,7 @@ class Dataspaces:
     def __init__(self, ledger: Ledger, users: Users) -> None:
         self.ledger = ledger
         self._users = users
+        self.before_end: Callable[[Dataspace], Awaitable[None]] = _nothing
         self._held: dict[str, Dataspace] = {}
         self._probing: asyncio.TimerHandle | None = None
 
@@ -70,29 +98,70 @@ class Dataspaces:
         """Memory of `size` bytes, charged to `account` with one capability, and on record."""
         size = -(-size // 4096) * 4096
         with account.charged(ram=size, caps=1):
-            memory = ram(size, f"vmsession:{name}")
-            try:
-                self.ledger.create(name, kind, size, holder(client), actor=holder(client))
-            except BaseException:
-                memory.close()
-                raise
-        return Dataspace(name, memory, account, client.identity.uid)
+            memory = ram(size, memory_name(name), sealable=kind == "ram")
+            return self.record(Dataspace(name, kind, View(memory), account, client))
+
+    def record(self, made: Dataspace) -> Dataspace:
+        """Put what was made and charged on record; its memory is closed if that fails."""
+        origin = made.origin.name if made.origin else ""
+        who = holder(made.client)
+        try:
+            self.ledger.create(made.name, made.kind, made.size, who, origin=origin, actor=who)
+        except BaseException:
+            made.memory.close()
+            raise
+        return made
 
     @staticmethod
     def of(client: Client, name: str) -> Dataspace:
         """A client's dataspace. Raises Refusal NOT_FOUND."""
-        try:
-            return client.dataspaces[name]
-        except KeyError:
-            raise not_found(name) from None
+        dataspace = client.dataspaces.get(name)
+        if dataspace is None or dataspace.ending:
+            raise not_found(name)
+        return dataspace
 
-    async def free(self, client: Client, name: str, cause: str) -> bool:
-        """Unmap a dataspace everywhere and free it; True if somebody still holds the memory."""
+    async def seal(self, client: Client, name: str) -> Dataspace:
+        """Freeze the content of RAM for good. Raises Refusal NOT_FOUND, NotWritable, StillWritable."""
         dataspace = self.of(client, name)
-        del client.dataspaces[name]
-        for session in list(dataspace.sessions):
-            await session.detach_dataspace(dataspace)
-        return self.dispose(dataspace, cause, holder(client))
+        if dataspace.kind != "ram":
+            raise NotWritable(name)
+        async with dataspace.changing:
+            self.of(client, name)
+            if dataspace.memory.memory.sealed_read_only:
+                return dataspace
+            for each in dataspace.all_views:
+                _must_not_write(each, client)
+            await asyncio.to_thread(dataspace.memory.memory.seal)
+            self.ledger.seal(name, actor=holder(client))
+            return dataspace
+
+    async def written(self, dataspace: Dataspace, offset: int, size: int) -> None:
+        """Part of a dataspace was written: tell the engines of all who hold the memory."""
+        first = dataspace.memory.offset + offset
+        await asyncio.gather(
+            *(
+                session.written(each, first - each.memory.offset, size)
+                for each in dataspace.all_views
+                for session in list(each.sessions)
+            )
+        )
+
+    async def end(self, dataspace: Dataspace, cause: str, actor: str = "") -> bool:
+        """Unmap a dataspace everywhere, those who have shares of it first, and free it; True if somebody
+        still holds the memory. Whoever asks while it ends waits for the same end."""
+        if dataspace.ending is None:
+            ending = self._end(dataspace, cause, actor)
+            dataspace.ending = asyncio.get_running_loop().create_task(ending)
+        return await asyncio.shield(dataspace.ending)
+
+    async def _end(self, dataspace: Dataspace, cause: str, actor: str) -> bool:
+        async with dataspace.changing:
+            await self.before_end(dataspace)
+            sessions = list(dataspace.sessions)
+            await asyncio.gather(*(each.detach_dataspace(dataspace) for each in sessions))
+            held = self.dispose(dataspace, cause, actor)
+        del dataspace.client.dataspaces[dataspace.name]
+        return held
 
     def dispose(self, dataspace: Dataspace, cause: str, actor: str = "") -> bool:
         """End a dataspace that is mapped nowhere; True if it is held by somebody."""
@@ -147,6 +216,27 @@ class Dataspaces:
         self._probing = None
         self._probe(list(islice(self._held.items(), PROBES_AT_ONCE)))
         self._probe_later()
+
+
+async def _nothing(dataspace: Dataspace) -> None:
+    """What comes before the end of a dataspace that nobody shares."""
+
+
+def _must_not_write(dataspace: Dataspace, asking: Client) -> None:
+    """Raises StillWritable while a session may write. The sessions of others have no names here."""
+    session = dataspace.attached_writable()
+    if session is None:
+        return
+    if session.client is asking:
+        why = f"attached writable in {session.name}"
+        raise StillWritable(dataspace.name, why, session=session.name)
+    why = f"attached writable by {holder(session.client)}, who has a share of it"
+    raise StillWritable(dataspace.name, why)
+
+
+def memory_name(name: str) -> str:
+    """A dataspace's memory in /proc/PID/maps."""
+    return f"vmsession:{name}"
 
 
 def holder(client: Client) -> str:

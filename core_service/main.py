@@ -37,6 +37,7 @@ def main() -> None:
         grace=arguments.grace,
         capabilities=capabilities,
         client_capabilities=client_capabilities,
+        rom_paths=tuple(arguments.rom_path),
     )
     try:
         uvloop.run(serve(settings))
@@ -90,6 +91,15 @@ def _parser() -> argparse.ArgumentParser:
         help="seconds for which a client's sessions outlive its lease (default: 5)",
     )
     serving.add_argument(
+        "--rom-path",
+        type=_directory,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="let clients have ROMs of the files below DIR that core can read; repeatable "
+        "(default: none)",
+    )
+    serving.add_argument(
         "--log-level", choices=("debug", "info", "warning", "error"), default="info"
     )
     return parser
@@ -100,6 +110,13 @@ def _mode(text: str) -> int:
         if 0 <= (mode := int(text, 8)) <= 0o777:
             return mode
     raise argparse.ArgumentTypeError(f"{text!r} is no octal number within 0 and 777")
+
+
+def _directory(text: str) -> Path:
+    with suppress(OSError):
+        if (directory := Path(text).resolve(strict=True)).is_dir():
+            return directory
+    raise argparse.ArgumentTypeError(f"{text!r} is no directory")
 
 
 def _seconds(text: str) -> float:

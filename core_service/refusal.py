@@ -37,6 +37,7 @@ CODES: Final = {
     "UNSUPPORTED": grpc.StatusCode.FAILED_PRECONDITION,
     "ALREADY_STARTED": grpc.StatusCode.FAILED_PRECONDITION,
     "TAKEN_OVER": grpc.StatusCode.ABORTED,
+    "STILL_WRITABLE": grpc.StatusCode.FAILED_PRECONDITION,
 }
 
 
@@ -50,10 +51,14 @@ class Refusal(Exception):  # noqa: N818 - a refusal is an answer, not a failure 
         self.numbers = numbers
 
 
+def shortened(text: str) -> str:
+    """What a client sent, as it is told back: a status has room for a few kilobytes."""
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
 def invalid(field: str, value: object, limit: str) -> Refusal:
     """A field that is malformed or out of range: names it, its value, and what is allowed."""
-    told = str(value)
-    told = told if len(told) <= 80 else told[:77] + "..."
+    told = shortened(str(value))
     return Refusal(
         "INVALID_ARGUMENT",
         f"{field} is {told!r}: must be {limit}",
@@ -65,5 +70,5 @@ def invalid(field: str, value: object, limit: str) -> Refusal:
 
 def not_found(name: str) -> Refusal:
     """No such object, or another client's: a caller cannot tell which."""
-    told = name if len(name) <= 80 else name[:77] + "..."
+    told = shortened(name)
     return Refusal("NOT_FOUND", f"{told!r} does not exist, or is not yours", name=told)

@@ -255,9 +255,14 @@ class Session:
                     gpa = attachment.gpa + first - attachment.offset
                     await self.engine.written(gpa, end - first)
 
-    def _owner_must_have(self, dataspace: Dataspace) -> None:
+    def may_write(self, dataspace: Dataspace) -> bool:
+        """Whether a dataspace is attached writable here."""
+        return any(attachment.writable for attachment in self._map.of(dataspace.name))
+
+    @staticmethod
+    def _owner_must_have(dataspace: Dataspace) -> None:
         """It may have been freed while this call waited for its turn."""
-        if self.client.dataspaces.get(dataspace.name) is not dataspace:
+        if dataspace.ending:
             raise not_found(dataspace.name)
 
     def _plan(self, attachment: Attachment) -> None:

@@ -27,7 +27,8 @@ def default_directory() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Paths and limits. RAM in bytes, times in seconds."""
+    """Paths and limits. RAM in bytes, times in seconds. Clients may have what core can read of the files
+    below `rom_paths`, which are absolute."""
 
     directory: Path = field(default_factory=default_directory)
     socket_mode: int = 0o660
@@ -43,6 +44,7 @@ class Settings:
     engine_start_limit: float = 10.0
     engine_stop_limit: float = 5.0
     history: int = 10_000
+    rom_paths: tuple[Path, ...] = ()
 
     @property
     def socket(self) -> Path:

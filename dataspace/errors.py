@@ -120,6 +120,15 @@ class NotWritable(DataspaceError):
         super().__init__(f"{name} is read-only", name=name)
 
 
+class StillWritable(DataspaceError):
+    """A memory cannot be frozen while somebody may write it; `numbers` name who."""
+
+    reason = "STILL_WRITABLE"
+
+    def __init__(self, name: str, why: str, **who: str) -> None:
+        super().__init__(f"{name} is still writable: {why}", name=name, why=why, **who)
+
+
 class MemoryFailure(DataspaceError):
     """The kernel refused: ENOMEM, ENOSPC, EMFILE, ENFILE, ... as `errno`."""
 

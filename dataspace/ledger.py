@@ -5,7 +5,7 @@ nothing has changed. So whoever keeps the events (a log on disk) knows at least 
 knows. The ledger records; it maps, allocates and charges nothing.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from operator import attrgetter
 from typing import get_args
@@ -66,6 +66,7 @@ class Ledger:
         self._totals = Totals()
         self._living: dict[str, Life] = {}
         self._freed: OrderedDict[str, Life] = OrderedDict()
+        self._sharers: dict[str, Counter[str]] = {}  # holders of shares not freed, by origin
 
     @property
     def revision(self) -> int:
@@ -79,22 +80,28 @@ class Ledger:
         size: int,
         holder: str,
         *,
+        origin: str = "",
         actor: str = "",
         cause: str = "",
     ) -> None:
-        """Record a new dataspace of `size` bytes, charged to `holder`.
+        """Record a new dataspace of `size` bytes, charged to `holder`; a share is one of `origin`.
 
         Names are never to be reused; the ledger refuses those it has on record. Raises
-        DuplicateDataspace, InvalidDataspace (no name, unknown kind, size).
+        DuplicateDataspace, InvalidDataspace (no name, unknown kind, size), UnknownDataspace (origin).
         """
         if not name or kind not in get_args(DataspaceKind):
             raise InvalidDataspace("no name, or no such kind", name=name, kind=kind)
         check_dataspace_size(size)
         if name in self._living or name in self._freed:
             raise DuplicateDataspace(name)
-        detail: Detail = {"kind": kind, "size": size, "holder": holder}
+        detail: dict[str, int | str | bool] = {"kind": kind, "size": size, "holder": holder}
+        if origin:
+            self._admitted(origin, EventKind.SHARED)
+            detail["origin"] = origin
         event = self._commit(EventKind.CREATED, name, actor, cause, detail)
-        self._living[name] = Life(name, kind, size, holder, event.stamp, event.revision)
+        self._living[name] = Life(name, kind, size, holder, event.stamp, event.revision, origin)
+        if origin:
+            self._sharers.setdefault(origin, Counter())[holder] += 1
         self._totals = self._totals.moved(size, None, State.ALIVE)
 
     def attach(  # noqa: PLR0913, PLR0917 - the fields of the event
@@ -163,6 +170,18 @@ class Ledger:
         self._commit(EventKind.HANDED_OUT, name, actor, cause, {"writable": writable})
         life.hand_out()
 
+    def seal(self, name: str, *, actor: str = "", cause: str = "") -> None:
+        """Record that its content is frozen: it can only be read from now on."""
+        life = self._admitted(name, EventKind.SEALED)
+        self._commit(EventKind.SEALED, name, actor, cause, {})
+        life.seal()
+
+    def note(
+        self, kind: EventKind, subject: str, *, actor: str = "", cause: str = "", detail: Detail
+    ) -> None:
+        """Record a change of something else than a dataspace."""
+        self._commit(kind, subject, actor, cause, detail)
+
     def free(self, name: str, cause: str, *, actor: str = "") -> None:
         """Record that an attached-nowhere dataspace is gone, and nobody holds its memory."""
         self._move(EventKind.FREED, name, actor, cause)
@@ -177,15 +196,17 @@ class Ledger:
 
     def alive(self) -> list[Record]:
         """Return the records of what is in state ALIVE, in the order of creation."""
-        return [life.record() for life in self._living.values() if life.state is State.ALIVE]
+        return [self._told(life) for life in self._living.values() if life.state is State.ALIVE]
 
     def held(self) -> list[Record]:
         """Return the records of what is in state HELD, in the order of creation."""
-        return [life.record() for life in self._living.values() if life.state is State.HELD]
+        return [self._told(life) for life in self._living.values() if life.state is State.HELD]
 
     def all(self) -> list[Record]:
         """Return all records: the freed ones by the time they were freed, then the others."""
-        return [life.record() for lives in (self._freed, self._living) for life in lives.values()]
+        return [
+            self._told(life) for lives in (self._freed, self._living) for life in lives.values()
+        ]
 
     def created_after(
         self,
@@ -205,15 +226,30 @@ class Ledger:
             if life.revision > revision and shown(life.holder)
         ]
         lives.sort(key=attrgetter("revision"))
-        return ((life.revision, life.record()) for life in lives)
+        return ((life.revision, self._told(life)) for life in lives)
 
     def record(self, name: str) -> Record:
         """Return the record of one dataspace; raises UnknownDataspace."""
-        return self._life(name).record()
+        return self._told(self._life(name))
 
     def totals(self) -> Totals:
         """Return the sums over all that ever lived."""
         return self._totals
+
+    def _told(self, life: Life) -> Record:
+        origin = life.origin or life.name
+        sharers = self._sharers.get(origin, ())
+        owner = self._living.get(origin)
+        return life.record(len(sharers) + (owner is not None and owner.holder not in sharers))
+
+    def _forget_share(self, life: Life) -> None:
+        if life.origin:
+            sharers = self._sharers[life.origin]
+            sharers[life.holder] -= 1
+            if not sharers[life.holder]:
+                del sharers[life.holder]
+            if not sharers:
+                del self._sharers[life.origin]
 
     def _life(self, name: str) -> Life:
         life = self._living.get(name) or self._freed.get(name)
@@ -234,6 +270,7 @@ class Ledger:
         self._totals = self._totals.moved(life.size, left, entered)
         if entered is State.FREED:
             self._freed[name] = self._living.pop(name)
+            self._forget_share(life)
             while len(self._freed) > self._history:
                 self._freed.popitem(last=False)
 

@@ -9,6 +9,8 @@ _TRANSITIONS = {
     (State.ALIVE, EventKind.ATTACHED): State.ALIVE,
     (State.ALIVE, EventKind.DETACHED): State.ALIVE,
     (State.ALIVE, EventKind.HANDED_OUT): State.ALIVE,
+    (State.ALIVE, EventKind.SEALED): State.ALIVE,
+    (State.ALIVE, EventKind.SHARED): State.ALIVE,
     (State.ALIVE, EventKind.FREED): State.FREED,
     (State.ALIVE, EventKind.HELD): State.HELD,
     (State.HELD, EventKind.RELEASED): State.FREED,
@@ -30,6 +32,7 @@ class Life:
         holder: str,
         created: Stamp,
         revision: int,
+        origin: str = "",
     ) -> None:
         """Begin in state ALIVE, attached nowhere, with the event of that revision."""
         self.name = name
@@ -38,6 +41,7 @@ class Life:
         self.size = size
         self.state = State.ALIVE
         self.holder = holder
+        self.origin = origin
         self._created = created
         self._held: Stamp | None = None
         self._freed: Stamp | None = None
@@ -45,6 +49,7 @@ class Life:
         self._sessions: dict[str, Attachments] = {}
         self._mappings = 0
         self._hand_outs = 0
+        self._read_only = kind == "rom"
 
     def after(self, event: EventKind) -> State:
         """Return the state that `event` leads to; raises InvalidTransition where it cannot be."""
@@ -56,8 +61,8 @@ class Life:
         return state
 
     def check_writable(self, writable: bool) -> None:
-        """Raise NotWritable for write access to a ROM."""
-        if writable and self.kind == "rom":
+        """Raise NotWritable for write access to a ROM, or to what is sealed."""
+        if writable and self._read_only:
             raise NotWritable(self.name)
 
     def check_attach(self, session: str, wanted: Attachment) -> None:
@@ -90,6 +95,10 @@ class Life:
         """Note that somebody was given a file descriptor."""
         self._hand_outs += 1
 
+    def seal(self) -> None:
+        """Note that it can only be read from now on."""
+        self._read_only = True
+
     def enter(self, state: State, stamp: Stamp, cause: str) -> None:
         """Go to HELD or FREED; the cause that counts is why its owner freed it."""
         if self.state is State.ALIVE:
@@ -100,8 +109,8 @@ class Life:
             self._freed = stamp
         self.state = state
 
-    def record(self) -> Record:
-        """Return what is known now."""
+    def record(self, holders: int) -> Record:
+        """Return what is known now; how many hold the memory is for the ledger to say."""
         return Record(
             name=self.name,
             kind=self.kind,
@@ -115,4 +124,6 @@ class Life:
             attachments=tuple((s, a) for s, own in self._sessions.items() for a in own),
             mappings=self._mappings,
             hand_outs=self._hand_outs,
+            origin=self.origin,
+            holders=holders,
         )

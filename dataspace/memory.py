@@ -15,12 +15,18 @@ import os
 import signal
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from dataspace.errors import InvalidDataspace, MemoryFailure, NotWritable, OutOfRange
+from dataspace.errors import (
+    InvalidDataspace,
+    MemoryFailure,
+    NotWritable,
+    OutOfRange,
+    StillWritable,
+)
 from dataspace.pages import PAGE_SIZE, round_up
 from dataspace.ranges import check_dataspace_size
 
@@ -28,8 +34,11 @@ MAX_SIZE = 2**63 - PAGE_SIZE  # off_t, in whole pages
 MAX_NAME = 249  # memfd_create(2)
 
 _MFD_NOEXEC_SEAL = 0x0008  # linux/memfd.h since Linux 6.3; not in Python's os
-_SIZE_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_SIZE_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+_FUTURE_WRITE = 0x0010  # F_SEAL_FUTURE_WRITE, linux/fcntl.h since Linux 5.1; not in Python's fcntl
+_WRITE_SEALS = fcntl.F_SEAL_WRITE | _FUTURE_WRITE
 _COPY_CHUNK = 1 << 20
+_FORBIDDEN = "a writable file descriptor, which another client was given"
 
 
 class Memory:
@@ -44,9 +53,7 @@ class Memory:
         self._description = description
         self._name = name
         self._size = size
-        self._sealed_read_only = bool(
-            fcntl.fcntl(description, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE
-        )
+        self._sealing = False
         self._handed_out = False
 
     @property
@@ -61,13 +68,44 @@ class Memory:
 
     @property
     def writable(self) -> bool:
-        """Whether anybody may ever write to it."""
-        return not self._sealed_read_only
+        """Whether anybody may write to it from now on. The kernel is asked each time: who has a
+        writable description may seal it himself.
+        """
+        return not (self._sealing or self._seals() & _WRITE_SEALS)
 
     @property
     def sealed_read_only(self) -> bool:
         """Whether the kernel refuses every write and writable mapping, whoever asks."""
-        return self._sealed_read_only
+        return bool(self._seals() & fcntl.F_SEAL_WRITE)
+
+    def seal(self) -> None:
+        """Freeze the content for good: the kernel refuses every write from now on. Again: nothing.
+
+        The kernel looks at all its pages, and waits up to a fifth of a second for those in use by
+        devices: call it in a thread of its own, and `close` after it returned.
+
+        Raises StillWritable where somebody has a writable mapping, or sealing was forbidden.
+        """
+        fd = self._owned()
+        self._sealing = True
+        try:
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)
+        except OSError as error:
+            if self.sealed_read_only:
+                return
+            if error.errno not in {errno.EBUSY, errno.EPERM}:
+                raise MemoryFailure(error.errno or 0) from error
+            why = "a writable mapping of it" if error.errno == errno.EBUSY else _FORBIDDEN
+            raise StillWritable(self._name, why) from error
+        finally:
+            self._sealing = False
+
+    def forbid_sealing(self) -> None:
+        """Leave its seals as they are for good. Who is given a writable description may add seals,
+        and so take the memory from those who write to it: do this before.
+        """
+        with suppress(PermissionError):  # forbidden already
+            fcntl.fcntl(self._owned(), fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL)
 
     def open(self, writable: bool) -> int:
         """Return a new open description, close-on-exec; the caller owns the fd and closes it.
@@ -159,6 +197,9 @@ class Memory:
         """Close the memory."""
         self.close()
 
+    def _seals(self) -> int:
+        return fcntl.fcntl(self._owned(), fcntl.F_GET_SEALS)
+
     def _owned(self) -> int:
         if self._description < 0:
             raise InvalidDataspace("is closed", name=self._name)
@@ -170,40 +211,64 @@ class Memory:
         return self._owned()
 
 
-def ram(size: int, name: str) -> Memory:
+def ram(size: int, name: str, *, sealable: bool = False) -> Memory:
     """Return zeroed memory of `size` bytes, which costs pages only as they are touched.
 
     `name` (1 to 249 printable ASCII characters) appears in /proc/PID/maps and identifies nothing.
+    A `sealable` one can be frozen, also by whoever has a writable description of it.
+
     Raises InvalidDataspace for size and name, MemoryFailure.
     """
     check_dataspace_size(size)
     if size > MAX_SIZE:
         raise InvalidDataspace("size is beyond what a file can have", size=size, limit=MAX_SIZE)
     with _kernel_errors(), _memfd(name, size) as fd:
-        return _sealed(fd, name, size, _SIZE_SEALS)
+        return _sealed(fd, name, size, _SIZE_SEALS | (0 if sealable else fcntl.F_SEAL_SEAL))
 
 
 def rom(path: Path | str, limit: int, name: str = "rom") -> Memory:
     """Return a read-only copy of the regular file at `path`, padded with zeros to whole pages.
 
-    A copy, as a mapping of the file itself would be SIGBUS to an engine once somebody truncates
-    it. The last component of `path` must not be a symbolic link; whether the path as a whole may
-    be read is the caller's policy. A file of more than `limit` bytes is refused.
+    The last component of `path` must not be a symbolic link; whether the path as a whole may be
+    read is the caller's policy. A file of more than `limit` bytes is refused.
 
     Raises InvalidDataspace for a file that is missing, unreadable, not regular, empty, larger than
     `limit` or changing while it is copied, and for a bad name; MemoryFailure.
     """
     file = _open_regular(path)
     try:
-        length = os.fstat(file).st_size
-        if not 0 < length <= min(limit, MAX_SIZE):
-            raise InvalidDataspace("file is empty or too large", size=length, limit=limit)
-        size = round_up(length)
-        with _kernel_errors(), _memfd(name, size) as fd:
-            _copy(file, fd, length)
-            return _sealed(fd, name, size, _SIZE_SEALS | fcntl.F_SEAL_WRITE)
+        return rom_of(file, rom_length(file, limit), name)
     finally:
         os.close(file)
+
+
+def rom_length(file: int, limit: int) -> int:
+    """Return the bytes of an open file; raises InvalidDataspace for none, or more than `limit`."""
+    length = os.fstat(file).st_size
+    if not 0 < length <= min(limit, MAX_SIZE):
+        raise InvalidDataspace("file is empty or too large", size=length, limit=limit)
+    return length
+
+
+def rom_of(file: int, length: int, name: str) -> Memory:
+    """Return a read-only copy of `length` bytes, which are all of an open file, as `rom` does.
+
+    A copy, as a mapping of the file itself would be SIGBUS to an engine once somebody truncates
+    it. Raises InvalidDataspace, MemoryFailure.
+    """
+    size = round_up(length)
+    with _kernel_errors(), _memfd(name, size) as fd:
+        _copy(file, fd, length)
+        return _sealed(fd, name, size, _SIZE_SEALS | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)
+
+
+def open_regular(location: int, path: str) -> int:
+    """Return a description to read the regular file that an O_PATH one is for; the caller closes it.
+
+    What is read is the very file that was examined. Raises InvalidDataspace, MemoryFailure.
+    """
+    with _file_errors(path):
+        return _readable(location, path)
 
 
 @contextmanager
@@ -244,21 +309,30 @@ def _sealed(fd: int, name: str, size: int, seals: int) -> Memory:
 
 
 def _open_regular(path: Path | str) -> int:
-    try:
-        # O_PATH opens nothing yet: no driver sees it, no writer of a fifo wakes, no link is
-        # followed. What is then read is the very file that was examined.
+    # O_PATH opens nothing yet: no driver sees it, no writer of a fifo wakes, no link is followed.
+    with _file_errors(str(path)):
         location = os.open(path, os.O_PATH | os.O_NOFOLLOW)
         try:
-            if not stat.S_ISREG(os.fstat(location).st_mode):
-                raise InvalidDataspace("is no regular file", path=str(path))
-            return _reopen(location, os.O_RDONLY | os.O_NONBLOCK)
+            return _readable(location, str(path))
         finally:
             os.close(location)
+
+
+def _readable(location: int, path: str) -> int:
+    if not stat.S_ISREG(os.fstat(location).st_mode):
+        raise InvalidDataspace("is no regular file", path=path)
+    return _reopen(location, os.O_RDONLY | os.O_NONBLOCK)
+
+
+@contextmanager
+def _file_errors(path: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
             raise MemoryFailure(error.errno) from error
         raise InvalidDataspace(
-            "file cannot be opened", path=str(path), errno=error.errno or 0
+            "file cannot be opened", path=path, errno=error.errno or 0
         ) from error
     except ValueError as error:  # an embedded null
         raise InvalidDataspace("path cannot be one", path=repr(path)) from error

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from dataspace.attachments import Attachment
 
-DataspaceKind = Literal["ram", "rom", "vcpu_page"]
+DataspaceKind = Literal["ram", "rom", "vcpu_page", "share"]
 Detail = Mapping[str, int | str | bool]
 
 
@@ -25,7 +25,7 @@ def now() -> Stamp:
 
 
 class EventKind(StrEnum):
-    """What can happen to a dataspace."""
+    """What can happen to a dataspace, or to an offer to share one."""
 
     CREATED = "created"
     ATTACHED = "attached"
@@ -38,6 +38,12 @@ class EventKind(StrEnum):
     """Freed by its owner, but somebody still holds the memory, which stays charged."""
     RELEASED = "released"
     """The last holder of freed memory let go."""
+    SEALED = "sealed"
+    """Its content was frozen for good."""
+    SHARED = "shared"
+    """A part of it, or all, was offered to another client: the subject is the offer."""
+    REVOKED = "revoked"
+    """An offer was taken back."""
 
 
 class State(StrEnum):
@@ -55,10 +61,12 @@ class Event:
     `revision` counts events from 1 without a gap. `subject` is the dataspace, `actor` who asked
     for the change (empty: core of its own accord), `cause` why. `detail` has the rest by kind:
 
-    - created: kind, size, holder
+    - created: kind, size, holder; origin for a share
     - attached: session, gpa, size, offset, writable, executable
     - detached: session, gpa, size
     - handed_out: writable
+    - shared: dataspace, uid, pid, offset, size, writable
+    - revoked: dataspace
     """
 
     revision: int
@@ -83,7 +91,8 @@ class Record:
     `size` is in bytes; `holder` is who is charged for it. `cause` is why its owner freed it, empty
     while alive; `held` and `freed` are when the state was entered, if it was. `attachments` are
     the present ones as (session, attachment); `mappings` and `hand_outs` count all there ever
-    were.
+    were. `origin` is the dataspace that a share is of; `holders` counts who has the memory now, by
+    owning it or by a share: the proportional share of each is size / holders.
     """
 
     name: str
@@ -98,6 +107,8 @@ class Record:
     attachments: tuple[tuple[str, Attachment], ...]
     mappings: int
     hand_outs: int
+    origin: str = ""
+    holders: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ from dataspace.vcpu_page import EngineHalf
 
 if TYPE_CHECKING:
     from dataspace.attachments import Attachment
-    from dataspace.memory import Memory
+    from dataspace.view import View
 
 log = structlog.get_logger()
 
@@ -132,7 +132,7 @@ class EngineProcess:
 
     # -- requests; each raises Refusal, with ENGINE_DIED if the engine ends before it answers
 
-    async def create_vcpu(self, index: int, page: Memory | None) -> None:
+    async def create_vcpu(self, index: int, page: View | None) -> None:
         """Create a vCPU, with a page for the page transport, without for the stream transport."""
         transport = Transport.STREAM if page is None else Transport.PAGE
         fd = None if page is None else page.open(writable=True)
@@ -140,12 +140,13 @@ class EngineProcess:
             lambda number: protocol.vcpu_packet(Type.CREATE_VCPU, number, index, transport), fd
         )
 
-    async def map(self, memory: Memory, attachment: Attachment) -> None:
+    async def map(self, memory: View, attachment: Attachment) -> None:
         """Map a part of a dataspace into the guest."""
+        offset = memory.offset + attachment.offset
         flags = WRITABLE * attachment.writable | EXECUTABLE * attachment.executable
         await self._demand(
             lambda number: protocol.range_packet(
-                Type.MAP, number, attachment.gpa, attachment.size, attachment.offset, flags
+                Type.MAP, number, attachment.gpa, attachment.size, offset, flags
             ),
             memory.open(attachment.writable),
         )

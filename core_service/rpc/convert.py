@@ -11,10 +11,12 @@ from dataspace.record import Record, Stamp, now
 from dataspace.vcpu_page import Reason, names
 
 if TYPE_CHECKING:
+    from core_service.client import Client
     from core_service.dataspaces import Dataspace
     from core_service.engine.protocol import Hello
     from core_service.identity import Identity
     from core_service.session import Session
+    from core_service.shares import Share
     from core_service.vcpu import Vcpu
     from dataspace.attachments import Attachment
     from dataspace.quota import Account
@@ -28,6 +30,7 @@ KINDS = {
     "ram": audit_pb2.DATASPACE_KIND_RAM,
     "rom": audit_pb2.DATASPACE_KIND_ROM,
     "vcpu_page": audit_pb2.DATASPACE_KIND_VCPU_PAGE,
+    "share": audit_pb2.DATASPACE_KIND_SHARE,
 }
 
 
@@ -107,6 +110,22 @@ def dataspace(of: Dataspace, record: Record) -> dataspace_pb2.Dataspace:
         writable=of.memory.writable,
         create_time=timestamp(record.created.wall_ns),
         attachments=len(record.attachments),
+        origin=record.origin,
+    )
+
+
+def share(of: Share, seen_by: Client) -> dataspace_pb2.Share:
+    """An offer, as its owner or its receiver sees it."""
+    owned = of.owner is seen_by
+    return dataspace_pb2.Share(
+        name=of.name,
+        dataspace=of.dataspace.name if owned else "",
+        owner=identity(of.owner.identity),
+        receiver=core_pb2.ClientIdentity(uid=of.uid, pid=of.pid),
+        offset=of.offset,
+        size=of.size,
+        writable=of.writable,
+        accepted_as=of.accepted.name if of.accepted else "",
     )
 
 
@@ -127,6 +146,8 @@ def record(of: Record) -> audit_pb2.DataspaceRecord:
         attachments=[_mapping(session_name, mapped) for session_name, mapped in of.attachments],
         mappings=of.mappings,
         handed_out=of.hand_outs,
+        origin=of.origin,
+        holders=of.holders,
     )
 
 

@@ -8,6 +8,7 @@ import grpc.aio
 from vmsession.v1 import dataspace_pb2 as pb
 from vmsession.v1 import dataspace_pb2_grpc
 
+from core_service.dataspaces import holder
 from core_service.refusal import invalid
 from core_service.rpc import convert
 from core_service.rpc.paging import page
@@ -46,6 +47,85 @@ class DataspaceServicer(dataspace_pb2_grpc.DataspaceServiceServicer):
 
         return await client.once(request, make)
 
+    async def CreateRom(
+        self, request: pb.CreateRomRequest, context: Context
+    ) -> pb.CreateRomResponse:
+        client = self._client(context)
+
+        async def make() -> pb.CreateRomResponse:
+            created = await self._core.roms.create(client, request.path)
+            return pb.CreateRomResponse(dataspace=self._message(created))
+
+        return await client.once(request, make)
+
+    async def SealDataspace(
+        self, request: pb.SealDataspaceRequest, context: Context
+    ) -> pb.SealDataspaceResponse:
+        client = self._client(context)
+
+        async def make() -> pb.SealDataspaceResponse:
+            sealed = await self._core.dataspaces.seal(client, request.name)
+            return pb.SealDataspaceResponse(dataspace=self._message(sealed))
+
+        return await client.once(request, make)
+
+    async def ShareDataspace(
+        self, request: pb.ShareDataspaceRequest, context: Context
+    ) -> pb.ShareDataspaceResponse:
+        client = self._client(context)
+
+        async def make() -> pb.ShareDataspaceResponse:
+            share = self._core.shares.offer(
+                client,
+                self._core.dataspaces.of(client, request.dataspace),
+                request.uid,
+                request.pid,
+                request.offset,
+                request.size,
+                not request.read_only,
+            )
+            return pb.ShareDataspaceResponse(share=convert.share(share, client))
+
+        return await client.once(request, make)
+
+    async def AcceptShare(
+        self, request: pb.AcceptShareRequest, context: Context
+    ) -> pb.AcceptShareResponse:
+        client = self._client(context)
+
+        async def make() -> pb.AcceptShareResponse:
+            accepted = self._core.shares.accept(client, request.share)
+            return pb.AcceptShareResponse(dataspace=self._message(accepted))
+
+        return await client.once(request, make)
+
+    async def RevokeShare(
+        self, request: pb.RevokeShareRequest, context: Context
+    ) -> pb.RevokeShareResponse:
+        client = self._client(context)
+
+        async def make() -> pb.RevokeShareResponse:
+            return pb.RevokeShareResponse(
+                held=await self._core.shares.revoke(client, request.share)
+            )
+
+        return await client.once(request, make)
+
+    async def ListShares(
+        self, request: pb.ListSharesRequest, context: Context
+    ) -> pb.ListSharesResponse:
+        client = self._client(context)
+        chosen, token = page(
+            self._core.shares.visible_to(client),
+            lambda share: share.name,
+            request.page_size,
+            request.page_token,
+            lambda token: self._core.names.could_be("shares", token),
+        )
+        return pb.ListSharesResponse(
+            shares=[convert.share(share, client) for share in chosen], next_page_token=token
+        )
+
     async def GetDataspace(
         self, request: pb.GetDataspaceRequest, context: Context
     ) -> pb.GetDataspaceResponse:
@@ -56,7 +136,7 @@ class DataspaceServicer(dataspace_pb2_grpc.DataspaceServiceServicer):
         self, request: pb.ListDataspacesRequest, context: Context
     ) -> pb.ListDataspacesResponse:
         chosen, token = page(
-            list(self._client(context).dataspaces.values()),
+            [each for each in self._client(context).dataspaces.values() if not each.ending],
             lambda dataspace: dataspace.name,
             request.page_size,
             request.page_token,
@@ -74,7 +154,9 @@ class DataspaceServicer(dataspace_pb2_grpc.DataspaceServiceServicer):
         client = self._client(context)
 
         async def make() -> pb.FreeDataspaceResponse:
-            held = await self._core.dataspaces.free(client, request.name, "freed by its owner")
+            dataspace = self._core.dataspaces.of(client, request.name)
+            actor = holder(client)
+            held = await self._core.dataspaces.end(dataspace, "freed by its owner", actor)
             return pb.FreeDataspaceResponse(held=held)
 
         return await client.once(request, make)
@@ -99,8 +181,7 @@ class DataspaceServicer(dataspace_pb2_grpc.DataspaceServiceServicer):
 
         async def make() -> None:
             dataspace.memory.write(request.offset, request.data)
-            for session in list(dataspace.sessions):
-                await session.written(dataspace, request.offset, len(request.data))
+            await self._core.dataspaces.written(dataspace, request.offset, len(request.data))
 
         await client.whole(make)
         return pb.WriteDataspaceResponse()

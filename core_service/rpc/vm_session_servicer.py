@@ -11,11 +11,12 @@ from vmsession.v1 import vm_session_pb2 as pb
 from vmsession.v1 import vm_session_pb2_grpc
 
 from core_service.engine.protocol import Capability
-from core_service.refusal import invalid
+from core_service.refusal import invalid, shortened
 from core_service.rpc import convert, vcpu_calls
 from core_service.rpc.msr_filter import msr_ranges
 from core_service.rpc.paging import page
 from core_service.rpc.sight import sees
+from dataspace.errors import InvalidDataspace
 from dataspace.vcpu_page import ABI
 
 if TYPE_CHECKING:
@@ -120,6 +121,8 @@ class VmSessionServicer(vm_session_pb2_grpc.VmSessionServiceServicer):
 
         async def make() -> pb.AttachResponse:
             session = self._core.session_of(client, request.session)
+            if not request.dataspace.startswith("dataspaces/"):
+                raise InvalidDataspace("is no dataspace", name=shortened(request.dataspace))
             attachment = await session.attach(
                 self._core.dataspaces.of(client, request.dataspace),
                 request.gpa,
@@ -140,6 +143,12 @@ class VmSessionServicer(vm_session_pb2_grpc.VmSessionServiceServicer):
             return pb.DetachResponse(detached=[convert.attachment(piece) for piece in pieces])
 
         return await client.once(request, make)
+
+    async def AttachPic(
+        self, request: pb.AttachPicRequest, context: Context
+    ) -> pb.AttachPicResponse:
+        self._session(context, request.session)
+        raise InvalidDataspace("x86 has no interrupt controller in core", gpa=request.gpa)
 
     async def ListAttachments(
         self, request: pb.ListAttachmentsRequest, context: Context

@@ -93,7 +93,7 @@ async def test_freed_while_it_is_being_attached(world: InProcess) -> None:
     os.kill(session.engine.pid, signal.SIGSTOP)
     attaching = asyncio.create_task(session.attach(dataspace, 0, 0, 0, read_only=False))
     await asyncio.sleep(0)
-    freeing = asyncio.create_task(world.core.dataspaces.free(client, dataspace.name, "test"))
+    freeing = asyncio.create_task(world.core.dataspaces.end(dataspace, "test"))
     await asyncio.sleep(0)
     os.kill(session.engine.pid, signal.SIGCONT)
     assert (await attaching).size == PAGE
@@ -108,7 +108,7 @@ async def test_freed_where_the_engine_does_not_unmap(world: InProcess, engine: s
     session = await world.session(client, engine)
     dataspace = world.dataspace(client)
     await session.attach(dataspace, 0, 0, 0, read_only=False)
-    await world.core.dataspaces.free(client, dataspace.name, "test")
+    await world.core.dataspaces.end(dataspace, "test")
     await until(lambda: not world.core.sessions)
     assert client.account.used.ram == 0
     assert client.account.used.caps == 0

@@ -108,7 +108,7 @@ async def test_held_memory_is_probed_in_turns(
     held = [world.dataspace(client) for _ in range(5)]
     fds = [dataspace.memory.open(writable=True) for dataspace in held]
     for dataspace in held:
-        assert await world.core.dataspaces.free(client, dataspace.name, "test")
+        assert await world.core.dataspaces.end(dataspace, "test")
     os.close(fds.pop())
     await until(lambda: world.core.ledger.totals().held == 4)
     for fd in fds:

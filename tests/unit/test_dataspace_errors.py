@@ -21,6 +21,7 @@ def test_reasons_are_distinct_and_published() -> None:
         "OUT_OF_RANGE",
         "READ_ONLY",
         "REGION_CONFLICT",
+        "STILL_WRITABLE",
     ]
 
 

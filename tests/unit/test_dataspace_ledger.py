@@ -98,6 +98,7 @@ def test_life_of_a_dataspace_in_events_and_records(ledger: Ledger, log: Log) -> 
         attachments=(),
         mappings=1,
         hand_outs=1,
+        holders=0,
     )
     created: Detail = {"kind": "ram", "size": 4 * PAGE, "holder": "uid 1000"}
     detached: Detail = {"session": VM, "gpa": 8 * PAGE, "size": 2 * PAGE}
@@ -111,6 +112,49 @@ def test_life_of_a_dataspace_in_events_and_records(ledger: Ledger, log: Log) -> 
         Event(6, 6, 1006, EventKind.RELEASED, NAME, "", "probe", {}),
     ]
     assert ledger.revision == 6
+
+
+def test_a_share_is_one_holder_more_until_it_is_gone(ledger: Ledger, log: Log) -> None:
+    ledger.create(NAME, "ram", PAGE, "uid 1000")
+    for name, holder in ("first", "uid 1001"), ("second", "uid 1001"), ("third", "uid 1000"):
+        ledger.create(name, "share", PAGE, holder, origin=NAME)
+    assert log.events[-1].detail["origin"] == NAME
+    assert (ledger.record("first").origin, ledger.record(NAME).origin) == (NAME, "")
+    assert [ledger.record(name).holders for name in (NAME, "first", "third")] == [2, 2, 2]
+    ledger.free("first", "gone")
+    assert ledger.record(NAME).holders == 2
+    ledger.hold("second", "gone")
+    ledger.free("third", "gone")
+    ledger.free(NAME, "gone")
+    assert ledger.record("second").holders == 1
+    ledger.release("second")
+    assert [record.holders for record in ledger.all()] == [0] * 4
+
+
+def test_a_share_of_what_is_not_alive_is_refused(ledger: Ledger) -> None:
+    with pytest.raises(UnknownDataspace):
+        ledger.create("share", "share", PAGE, "uid 1001", origin=NAME)
+    ledger.create(NAME, "ram", PAGE, "uid 1000")
+    ledger.hold(NAME, "gone")
+    with pytest.raises(InvalidTransition):
+        ledger.create("share", "share", PAGE, "uid 1001", origin=NAME)
+    assert ledger.revision == 2
+
+
+def test_what_is_sealed_is_read_only(ledger: Ledger, log: Log) -> None:
+    ledger.create(NAME, "ram", PAGE, "uid 1000")
+    ledger.seal(NAME, actor="uid 1000")
+    assert log.events[-1].kind is EventKind.SEALED
+    ledger.attach(NAME, VM, 0, PAGE, 0, False)
+    with pytest.raises(NotWritable):
+        ledger.hand_out(NAME, True)
+
+
+def test_other_objects_have_events_of_the_same_count(ledger: Ledger, log: Log) -> None:
+    ledger.create(NAME, "ram", PAGE, "uid 1000")
+    ledger.note(EventKind.SHARED, "shares/1", actor="uid 1000", detail={"dataspace": NAME})
+    assert (log.events[-1].revision, log.events[-1].subject) == (2, "shares/1")
+    assert ledger.revision == 2
 
 
 def test_real_clocks_and_no_sink_are_the_default() -> None:
