@@ -8,13 +8,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from vmsession.v1.audit_pb2 import (
-    DataspaceRecord,
-    GetTotalsRequest,
-    GetTotalsResponse,
-    ListRecordsRequest,
-)
-from vmsession.v1.audit_pb2_grpc import AuditServiceStub
 from vmsession.v1.core_pb2 import (
     Engine,
     GetInfoRequest,
@@ -30,6 +23,7 @@ from vmsession.v1.vm_session_pb2 import Session as SessionRecord
 from vmsession.v1.vm_session_pb2_grpc import VmSessionServiceStub
 
 from dataspace.vcpu_page import ABI
+from vmm_client.audit import PAGE_ENTRIES, AuditReader
 from vmm_client.core_socket import check_reachable, socket_path
 from vmm_client.errors import IncompatibleCore
 from vmm_client.fd_channel import FdChannel
@@ -41,10 +35,9 @@ T = TypeVar("T", Session, Ram)
 
 GREETING_SECONDS = 5.0
 ENGINES_SECONDS = 60.0  # core starts each engine once to answer
-PAGE_ENTRIES = 1000
 
 
-class Connection:
+class Connection(AuditReader):
     """Owns the RPC channel, the fd channel (which is the lease), and all that is created with it.
 
     A context manager; `close` ends every session and frees all memory. Any thread.
@@ -54,7 +47,7 @@ class Connection:
         """Connect. Raises CoreUnavailable, IncompatibleCore, Refused."""
         self.path = str(Path(path).absolute())
         check_reachable(self.path)
-        self.rpc = Rpc(self.path)
+        super().__init__(Rpc(self.path))
         self._core = CoreServiceStub(self.rpc.channel)
         try:
             self.info = self._greet()
@@ -64,7 +57,6 @@ class Connection:
             raise
         self.vm_sessions = VmSessionServiceStub(self.rpc.channel)
         self.dataspaces = DataspaceServiceStub(self.rpc.channel)
-        self._audit = AuditServiceStub(self.rpc.channel)
         self._lock = threading.Lock()
         self._open: list[Session | Ram] = []
 
@@ -105,20 +97,6 @@ class Connection:
             if not page.next_page_token:
                 return
             request.page_token = page.next_page_token
-
-    def records(self, alive_only: bool = False) -> Iterator[DataspaceRecord]:
-        """The life of every dataspace, oldest first; see `DataspaceRecord` in audit.proto."""
-        request = ListRecordsRequest(alive_only=alive_only, page_size=PAGE_ENTRIES)
-        while True:
-            page = self.rpc.call(self._audit.ListRecords, request)
-            yield from page.records
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
-
-    def totals(self) -> GetTotalsResponse:
-        """What lives, what ever lived, and for core's own user what core holds; see audit.proto."""
-        return self.rpc.call(self._audit.GetTotals, GetTotalsRequest())
 
     def forget(self, resource: Session | Ram) -> None:
         """A session or memory is closed: no need to close it with the connection."""
