@@ -38,6 +38,8 @@ CODES: Final = {
     "ALREADY_STARTED": grpc.StatusCode.FAILED_PRECONDITION,
     "TAKEN_OVER": grpc.StatusCode.ABORTED,
     "STILL_WRITABLE": grpc.StatusCode.FAILED_PRECONDITION,
+    "COMPACTED": grpc.StatusCode.OUT_OF_RANGE,
+    "AUDIT_FAILURE": grpc.StatusCode.UNAVAILABLE,
 }
 
 

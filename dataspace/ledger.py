@@ -1,4 +1,4 @@
-"""The ledger: the record of every dataspace that ever lived.
+"""The ledger: the record of every dataspace that ever lived, and the one source of events.
 
 Every change is one event, which goes to one sink before it takes effect: if the sink raises,
 nothing has changed. So whoever keeps the events (a log on disk) knows at least what the ledger
@@ -45,7 +45,8 @@ _ADDRESS_LIMIT = 1 << 64
 class Ledger:
     """Events in, records out; every method that takes `actor` and `cause` emits one event.
 
-    `actor` is who asked for the change, empty for core itself. These methods raise
+    `actor` is who asked for the change, empty for core itself; `label` is that of the session
+    concerned, which the page of a vCPU keeps for its life. These methods raise
     UnknownDataspace for a name without record, InvalidTransition where the state does not admit
     the event, and what the sink raises. A change that is refused emits nothing.
     """
@@ -55,14 +56,19 @@ class Ledger:
         sink: Callable[[Event], None] | None = None,
         clock: Callable[[], Stamp] = now,
         history: int = HISTORY,
+        *,
+        revision: int = 0,
+        boot_id: str = "",
     ) -> None:
-        """Start empty; the latest `history` freed dataspaces stay on record."""
+        """Start empty, after the event of `revision`; the latest `history` freed dataspaces stay on
+        record. `boot_id` tells which boot of the kernel the monotonic clock counts from."""
         if history < 0:
             raise ValueError(f"history of {history} records")
         self._sink = sink
         self._clock = clock
         self._history = history
-        self._revision = 0
+        self._revision = revision
+        self._boot_id = boot_id
         self._totals = Totals()
         self._living: dict[str, Life] = {}
         self._freed: OrderedDict[str, Life] = OrderedDict()
@@ -70,7 +76,7 @@ class Ledger:
 
     @property
     def revision(self) -> int:
-        """The revision of the latest event, 0 before the first."""
+        """The revision of the latest event, or what the ledger started after."""
         return self._revision
 
     def create(  # noqa: PLR0913 - the fields of the event
@@ -83,6 +89,7 @@ class Ledger:
         origin: str = "",
         actor: str = "",
         cause: str = "",
+        label: str = "",
     ) -> None:
         """Record a new dataspace of `size` bytes, charged to `holder`; a share is one of `origin`.
 
@@ -98,8 +105,10 @@ class Ledger:
         if origin:
             self._admitted(origin, EventKind.SHARED)
             detail["origin"] = origin
-        event = self._commit(EventKind.CREATED, name, actor, cause, detail)
-        self._living[name] = Life(name, kind, size, holder, event.stamp, event.revision, origin)
+        event = self._commit(EventKind.CREATED, name, actor, cause, detail, label)
+        self._living[name] = Life(
+            name, kind, size, holder, event.stamp, event.revision, origin, label
+        )
         if origin:
             self._sharers.setdefault(origin, Counter())[holder] += 1
         self._totals = self._totals.moved(size, None, State.ALIVE)
@@ -116,6 +125,7 @@ class Ledger:
         *,
         actor: str = "",
         cause: str = "",
+        label: str = "",
     ) -> None:
         """Record a mapping of `size` bytes from `offset` at `gpa` in a session.
 
@@ -136,7 +146,7 @@ class Ledger:
             "writable": writable,
             "executable": executable,
         }
-        self._commit(EventKind.ATTACHED, name, actor, cause, detail)
+        self._commit(EventKind.ATTACHED, name, actor, cause, detail, label)
         life.attach(session, attachment)
 
     def detach(  # noqa: PLR0913 - the fields of the event
@@ -148,6 +158,7 @@ class Ledger:
         *,
         actor: str = "",
         cause: str = "",
+        label: str = "",
     ) -> None:
         """Record that `size` bytes at `gpa`, one mapping or a part of it, are unmapped.
 
@@ -157,7 +168,7 @@ class Ledger:
         check_range(gpa, size, _ADDRESS_LIMIT)
         life.check_detach(session, gpa, size)
         detail: Detail = {"session": session, "gpa": gpa, "size": size}
-        self._commit(EventKind.DETACHED, name, actor, cause, detail)
+        self._commit(EventKind.DETACHED, name, actor, cause, detail, label)
         life.detach(session, gpa, size)
 
     def hand_out(self, name: str, writable: bool, *, actor: str = "", cause: str = "") -> None:
@@ -167,20 +178,27 @@ class Ledger:
         """
         life = self._admitted(name, EventKind.HANDED_OUT)
         life.check_writable(writable)
-        self._commit(EventKind.HANDED_OUT, name, actor, cause, {"writable": writable})
+        self._commit(EventKind.HANDED_OUT, name, actor, cause, {"writable": writable}, life.label)
         life.hand_out()
 
     def seal(self, name: str, *, actor: str = "", cause: str = "") -> None:
         """Record that its content is frozen: it can only be read from now on."""
         life = self._admitted(name, EventKind.SEALED)
-        self._commit(EventKind.SEALED, name, actor, cause, {})
+        self._commit(EventKind.SEALED, name, actor, cause, {}, life.label)
         life.seal()
 
-    def note(
-        self, kind: EventKind, subject: str, *, actor: str = "", cause: str = "", detail: Detail
+    def note(  # noqa: PLR0913 - the fields of the event
+        self,
+        kind: EventKind,
+        subject: str,
+        *,
+        actor: str = "",
+        cause: str = "",
+        detail: Detail | None = None,
+        label: str = "",
     ) -> None:
-        """Record a change of something else than a dataspace."""
-        self._commit(kind, subject, actor, cause, detail)
+        """Record a change of something else than a dataspace of this ledger."""
+        self._commit(kind, subject, actor, cause, detail or {}, label)
 
     def free(self, name: str, cause: str, *, actor: str = "") -> None:
         """Record that an attached-nowhere dataspace is gone, and nobody holds its memory."""
@@ -265,7 +283,7 @@ class Ledger:
     def _move(self, kind: EventKind, name: str, actor: str, cause: str) -> None:
         life = self._life(name)
         left, entered = life.state, life.after(kind)
-        event = self._commit(kind, name, actor, cause, {})
+        event = self._commit(kind, name, actor, cause, {}, life.label)
         life.enter(entered, event.stamp, cause)
         self._totals = self._totals.moved(life.size, left, entered)
         if entered is State.FREED:
@@ -274,8 +292,8 @@ class Ledger:
             while len(self._freed) > self._history:
                 self._freed.popitem(last=False)
 
-    def _commit(
-        self, kind: EventKind, subject: str, actor: str, cause: str, detail: Detail
+    def _commit(  # noqa: PLR0913, PLR0917 - the fields of the event
+        self, kind: EventKind, subject: str, actor: str, cause: str, detail: Detail, label: str
     ) -> Event:
         stamp = self._clock()
         event = Event(
@@ -287,6 +305,8 @@ class Ledger:
             actor,
             cause,
             detail,
+            label,
+            self._boot_id,
         )
         if self._sink is not None:
             self._sink(event)

@@ -33,6 +33,7 @@ class Life:
         created: Stamp,
         revision: int,
         origin: str = "",
+        label: str = "",
     ) -> None:
         """Begin in state ALIVE, attached nowhere, with the event of that revision."""
         self.name = name
@@ -42,6 +43,7 @@ class Life:
         self.state = State.ALIVE
         self.holder = holder
         self.origin = origin
+        self.label = label
         self._created = created
         self._held: Stamp | None = None
         self._freed: Stamp | None = None

@@ -25,7 +25,7 @@ def now() -> Stamp:
 
 
 class EventKind(StrEnum):
-    """What can happen to a dataspace, or to an offer to share one."""
+    """What can happen to an object."""
 
     CREATED = "created"
     ATTACHED = "attached"
@@ -44,6 +44,18 @@ class EventKind(StrEnum):
     """A part of it, or all, was offered to another client: the subject is the offer."""
     REVOKED = "revoked"
     """An offer was taken back."""
+    OPENED = "opened"
+    """A client, session or vCPU begins."""
+    CLOSED = "closed"
+    """A client, session or vCPU ends."""
+    UPGRADED = "upgraded"
+    """A session's quota was raised."""
+    LOST = "lost"
+    """An object of a core that was killed; what `detail` names as `kind` is gone."""
+    STARTED = "started"
+    """Core begins to serve."""
+    STOPPED = "stopped"
+    """Core ends in good order."""
 
 
 class State(StrEnum):
@@ -58,8 +70,10 @@ class State(StrEnum):
 class Event:
     """One change.
 
-    `revision` counts events from 1 without a gap. `subject` is the dataspace, `actor` who asked
-    for the change (empty: core of its own accord), `cause` why. `detail` has the rest by kind:
+    `revision` counts events from 1 without a gap. `subject` is the object, `actor` who asked for
+    the change (empty: core of its own accord), `cause` why. `label` is that of the session
+    concerned, if any; `boot_id` tells which boot of the kernel the monotonic clock counts from.
+    `detail` has the rest by kind:
 
     - created: kind, size, holder; origin for a share
     - attached: session, gpa, size, offset, writable, executable
@@ -67,6 +81,9 @@ class Event:
     - handed_out: writable
     - shared: dataspace, uid, pid, offset, size, writable
     - revoked: dataspace
+    - opened, started: kind, holder, and what is particular to that kind
+    - upgraded: ram, capabilities
+    - lost: kind
     """
 
     revision: int
@@ -77,6 +94,8 @@ class Event:
     actor: str
     cause: str
     detail: Detail
+    label: str = ""
+    boot_id: str = ""
 
     @property
     def stamp(self) -> Stamp:

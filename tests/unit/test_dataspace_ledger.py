@@ -396,3 +396,27 @@ def test_oldest_freed_records_are_dropped_first(history: int, kept: list[str]) -
 def test_history_cannot_be_negative() -> None:
     with pytest.raises(ValueError, match="history of -1"):
         Ledger(history=-1)
+
+
+def test_events_of_other_objects_and_labels_share_the_revisions() -> None:
+    log = Log()
+    ledger = Ledger(log, Clock(), revision=41, boot_id="b")
+    assert ledger.revision == 41
+    opened: Detail = {"kind": "session", "holder": "1:1:1"}
+    ledger.note(EventKind.OPENED, VM, actor="1:1:1", cause="c", detail=opened, label="web")
+    page = f"{VM}/vcpus/0"
+    ledger.create(page, "vcpu_page", PAGE, "1:1:1", label="web")
+    ledger.create(NAME, "ram", PAGE, "1:1:1")
+    ledger.attach(NAME, VM, 0, PAGE, 0, True, label="web")
+    ledger.detach(NAME, VM, 0, PAGE, label="web")
+    ledger.hand_out(page, True)
+    ledger.hold(page)
+    ledger.release(page)
+    ledger.note(EventKind.CLOSED, VM)
+    assert log.events[0] == Event(
+        42, 1, 1001, EventKind.OPENED, VM, "1:1:1", "c", opened, label="web", boot_id="b"
+    )
+    assert [event.revision for event in log.events] == list(range(42, 51))
+    assert [event.label for event in log.events] == ["web", "web", "", *["web"] * 5, ""]
+    assert {event.boot_id for event in log.events} == {"b"}
+    assert [record.name for record in ledger.all()] == [page, NAME]
