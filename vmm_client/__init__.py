@@ -24,6 +24,7 @@ from vmm_client.msr import MsrRange
 from vmm_client.ram import Ram
 from vmm_client.registers import Registers
 from vmm_client.session import Session
+from vmm_client.share import Share
 from vmm_client.vcpu import Vcpu
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "Registers",
     "Segment",
     "Session",
+    "Share",
     "Vcpu",
     "VmsessionError",
     "connect",

@@ -16,7 +16,12 @@ from vmsession.v1.core_pb2 import (
     OpenFdChannelRequest,
 )
 from vmsession.v1.core_pb2_grpc import CoreServiceStub
-from vmsession.v1.dataspace_pb2 import CreateDataspaceRequest
+from vmsession.v1.dataspace_pb2 import (
+    AcceptShareRequest,
+    CreateDataspaceRequest,
+    CreateRomRequest,
+    ListSharesRequest,
+)
 from vmsession.v1.dataspace_pb2_grpc import DataspaceServiceStub
 from vmsession.v1.vm_session_pb2 import CreateSessionRequest, ListSessionsRequest
 from vmsession.v1.vm_session_pb2 import Session as SessionRecord
@@ -30,6 +35,7 @@ from vmm_client.fd_channel import FdChannel
 from vmm_client.ram import Ram
 from vmm_client.rpc import Rpc
 from vmm_client.session import Session
+from vmm_client.share import Share
 
 T = TypeVar("T", Session, Ram)
 
@@ -87,6 +93,36 @@ class Connection(AuditReader):
         request = CreateDataspaceRequest(size=size)
         answer = self.rpc.call(self.dataspaces.CreateDataspace, request)
         return self._opened(Ram(self, answer.dataspace))
+
+    def create_rom(self, path: str | Path) -> Ram:
+        """A read-only copy of a file as core sees it, rounded up to whole pages; the caller closes it.
+
+        Core's policy tells which files: `vmcore serve --rom-path`. Raises Refused: see CreateRom in
+        dataspace.proto.
+        """
+        request = CreateRomRequest(path=str(path))
+        answer = self.rpc.call(self.dataspaces.CreateRom, request)
+        return self._opened(Ram(self, answer.dataspace))
+
+    def accept(self, share: Share | str) -> Ram:
+        """The memory of an offer, or of the offer with this name; the caller closes it, which ends this
+        part only. Its owner can take it back at any time: then guests find nothing there.
+
+        Raises Refused: see AcceptShare in dataspace.proto.
+        """
+        request = AcceptShareRequest(share=share if isinstance(share, str) else share.name)
+        answer = self.rpc.call(self.dataspaces.AcceptShare, request)
+        return self._opened(Ram(self, answer.dataspace))
+
+    def shares(self) -> Iterator[Share]:
+        """The offers made by this client, and those made to it, in the order of their making."""
+        request = ListSharesRequest(page_size=PAGE_ENTRIES)
+        while True:
+            page = self.rpc.call(self.dataspaces.ListShares, request)
+            yield from (Share(self, record) for record in page.shares)
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
 
     def sessions(self) -> Iterator[SessionRecord]:
         """The sessions of this client, or of all for core's own user, in the order of creation."""

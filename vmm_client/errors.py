@@ -77,6 +77,13 @@ class Unsupported(Refused):
         self.engine = engine
 
 
+class ReadOnly(Refused):
+    """The memory can only be read: a ROM, sealed, or shared so; the library saw that by itself."""
+
+    def __init__(self, dataspace: str) -> None:
+        super().__init__("READ_ONLY", f"{dataspace} is read-only", {"name": dataspace})
+
+
 class SessionEnded(VmsessionError):
     """A session came to an end that its VMM did not ask for; `why` in words."""
 
