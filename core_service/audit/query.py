@@ -1,0 +1,208 @@
+"""What the log tells: past and present events and objects. All of this blocks: run it in a thread."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from core_service.audit import schema
+from core_service.audit.chain import Row, event_of
+from core_service.audit.errors import AuditError
+from core_service.audit.fold import MEMORY, Life, Sum
+from dataspace.record import Event
+
+_EVENT_COLUMNS: Final = ", ".join(f"events.{column}" for column in Row._fields)
+
+
+class Recorded(NamedTuple):
+    """An event on disk, and its hash."""
+
+    event: Event
+    hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EventFilter:
+    """Which events; what is not set admits all. Users by number: those of objects of theirs, or that
+    they caused. Times in nanoseconds since the epoch: `since` is in, `until` is not."""
+
+    subject: str = ""
+    uid: int | None = None
+    kinds: Sequence[str] = ()
+    since: int | None = None
+    until: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RecordFilter:
+    """Which objects; what is not set admits all. `at` is a moment in nanoseconds since the epoch: what
+    lived then."""
+
+    kinds: Sequence[str] = tuple(sorted(MEMORY))
+    uid: int | None = None
+    name: str = ""
+    alive_only: bool = False
+    at: int | None = None
+
+
+class Query:
+    """Reads the store in a directory, also while core writes it, also without core."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def oldest_revision(self) -> int:
+        """The first event that is still there, 1 where there is none. Raises AuditError."""
+        files = schema.files_of(self._directory)
+        return schema.first_of(files[0]) if files else 1
+
+    def last_revision(self) -> int:
+        """The last event that is on disk, 0 where there is none. Raises AuditError."""
+        for path in reversed(schema.files_of(self._directory)):
+            with _reading(path) as connection:
+                return schema.head(connection).revision
+        return 0
+
+    def events(
+        self, after: int = 0, limit: int = 100, only: EventFilter | None = None
+    ) -> list[Recorded]:
+        """Up to `limit` events later than `after`, oldest first. Raises AuditError."""
+        only = only or EventFilter()
+        found: list[Recorded] = []
+        files = schema.files_of(self._directory)
+        for path, following in zip(files, [*files[1:], None], strict=True):
+            if following and schema.first_of(following) <= after + 1:
+                continue
+            with _reading(path) as connection:
+                found += _events(connection, after, limit - len(found), only)
+            if len(found) >= limit:
+                break
+        return found
+
+    def history(self, name: str, limit: int = 1000) -> list[Recorded]:
+        """The events of one object, oldest first. Raises AuditError."""
+        return self.events(0, limit, EventFilter(subject=name))
+
+    def records(
+        self, after: int = 0, limit: int = 100, only: RecordFilter | None = None
+    ) -> list[Life]:
+        """Up to `limit` objects that began later than event `after`, oldest first, each as it is now, or
+        was at its end. Raises AuditError."""
+        only = only or RecordFilter()
+        files = schema.files_of(self._directory)
+        if only.alive_only:
+            files = files[-1:]
+        elif only.at is not None:
+            files = _since_moment(files, only.at)
+        found: list[Life] = []
+        for path, following in zip(files, [*files[1:], None], strict=True):
+            with _reading(path) as connection:
+                found = [_latest(connection, life) for life in found]
+                if len(found) < limit:
+                    found += _lives(connection, after, limit - len(found), only)
+            if only.at is not None:
+                limit = 0  # what began in later files did not live then
+            elif following:
+                after = max(after, schema.first_of(following) - 1)
+        return found
+
+    def totals(self) -> list[Sum]:
+        """How many objects of each kind each user ever had, since the log began. Raises AuditError."""
+        for path in reversed(schema.files_of(self._directory)):
+            with _reading(path) as connection:
+                return list(schema.sums(connection))
+        return []
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[sqlite3.Connection]:
+    try:
+        with closing(schema.connect_to_read(path)) as connection:
+            yield connection
+    except sqlite3.Error as error:
+        raise AuditError(path, str(error)) from error
+
+
+def _events(
+    connection: sqlite3.Connection, after: int, limit: int, only: EventFilter
+) -> list[Recorded]:
+    within = _Where("events.revision > ?", after)
+    table = "events"
+    if only.uid is not None:
+        # CROSS: concerns first, which is in the order of revisions
+        table = "concerns CROSS JOIN events USING (revision)"
+        within.add("uid = ? AND concerns.revision > ?", only.uid, after)
+    if only.subject:
+        within.add("subject = ?", only.subject)
+    if only.kinds:
+        within.add(f"kind IN ({', '.join('?' * len(only.kinds))})", *only.kinds)
+    if only.since is not None:
+        first = "coalesce((SELECT min(revision) FROM events WHERE wall_ns >= ?), 1 << 62)"
+        within.add(f"events.revision >= {first} AND wall_ns >= ?", only.since, only.since)
+    if only.until is not None:
+        last = "(SELECT max(revision) FROM events WHERE wall_ns < ?)"
+        within.add(f"events.revision <= {last} AND wall_ns < ?", only.until, only.until)
+    query = (
+        f"SELECT {_EVENT_COLUMNS}, hash FROM {table} WHERE {within} "  # noqa: S608 - ours
+        "ORDER BY events.revision LIMIT ?"
+    )
+    return [
+        Recorded(event_of(Row(*columns)), digest)
+        for *columns, digest in connection.execute(query, (*within.values, limit))
+    ]
+
+
+def _lives(
+    connection: sqlite3.Connection, after: int, limit: int, only: RecordFilter
+) -> Iterator[Life]:
+    within = _Where("revision > ?", after)
+    if only.kinds:
+        within.add(f"kind IN ({', '.join('?' * len(only.kinds))})", *only.kinds)
+    if only.uid is not None:
+        within.add("uid = ?", only.uid)
+    if only.name:
+        within.add("name = ?", only.name)
+    if only.alive_only:
+        within.add("ended_revision IS NULL")
+    if only.at is not None:
+        within.add("created_wall_ns <= ? AND ifnull(ended_wall_ns > ?, true)", only.at, only.at)
+    condition = f"WHERE {within} ORDER BY revision LIMIT ?"
+    return schema.lives(connection, condition, (*within.values, limit))
+
+
+def _latest(connection: sqlite3.Connection, life: Life) -> Life:
+    """A life as this later file knows it."""
+    if life.ended_revision is not None:
+        return life
+    return next(schema.lives(connection, "WHERE revision = ?", (life.revision,)), life)
+
+
+def _since_moment(files: list[Path], moment: int) -> list[Path]:
+    """The file that was written at a moment, and those after it."""
+    for number in range(len(files) - 1, 0, -1):
+        with _reading(files[number]) as connection:
+            query = "SELECT wall_ns FROM events ORDER BY revision LIMIT 1"
+            began = connection.execute(query).fetchone()
+        if began and began[0] <= moment:
+            return files[number:]
+    return files
+
+
+class _Where:
+    """Conditions that all hold, and their values."""
+
+    def __init__(self, condition: str, *values: int | str) -> None:
+        self._conditions = [condition]
+        self.values = list(values)
+
+    def add(self, condition: str, *values: int | str) -> None:
+        """One more."""
+        self._conditions.append(condition)
+        self.values += values
+
+    def __str__(self) -> str:
+        return " AND ".join(self._conditions)
