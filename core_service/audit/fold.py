@@ -18,15 +18,16 @@ MEMORY: Final = frozenset({"ram", "rom", "vcpu_page", "share"})
 NOBODY: Final = -1
 """The user of what is core's own."""
 
-_BIRTHS: Final = {EventKind.CREATED, EventKind.OPENED, EventKind.STARTED}
+_BIRTHS: Final = {EventKind.CREATED, EventKind.OPENED, EventKind.STARTED, EventKind.SHARED}
 _ENDS: Final = {
     EventKind.FREED,
     EventKind.RELEASED,
     EventKind.CLOSED,
     EventKind.LOST,
     EventKind.STOPPED,
+    EventKind.REVOKED,
 }
-ENDINGS: Final = frozenset({*_ENDS, EventKind.DETACHED, EventKind.HELD, EventKind.REVOKED})
+ENDINGS: Final = frozenset({*_ENDS, EventKind.DETACHED, EventKind.HELD})
 """What takes away: their number is bounded by what lives."""
 
 _NO_MEMORY: Final = {
@@ -35,6 +36,8 @@ _NO_MEMORY: Final = {
     EventKind.UPGRADED,
     EventKind.STARTED,
     EventKind.STOPPED,
+    EventKind.SHARED,
+    EventKind.REVOKED,
 }
 
 
@@ -42,7 +45,8 @@ _NO_MEMORY: Final = {
 class Life:
     """One object, from its first event to its last.
 
-    `revision` is that of the event it began with. A vCPU and its page share a name: they differ by
+    `revision` is that of the event it began with. `kind` is that of a dataspace, `offer` for an
+    offer to share one, or what the first event tells in its detail. A vCPU and its page share a name: they differ by
     `kind`. `cause` is why it ended, or why its owner freed it; what is None has not happened.
     """
 
@@ -115,6 +119,8 @@ class Fold:
             total = self._sums.setdefault((life.uid, life.kind), Sum(life.uid, life.kind))
             self._count(kind, life, total, row)
         uids = {_uid(row.actor), _uid(_holder(detail)), life.uid if life else NOBODY}
+        if isinstance(receiver := detail.get("uid"), int):  # whom an offer is made to
+            uids.add(receiver)
         return Outcome(life, total, frozenset(uids - {NOBODY}))
 
     def _count(self, kind: EventKind, life: Life, total: Sum, row: Row) -> None:
@@ -150,7 +156,7 @@ def _born(row: Row, detail: dict[str, Any]) -> Life:
     return Life(
         revision=row.revision,
         name=row.subject,
-        kind=str(detail.get("kind", "")),
+        kind="offer" if row.kind == EventKind.SHARED else str(detail.get("kind", "")),
         size=size if isinstance(size, int) else 0,
         holder=holder,
         uid=_uid(holder),

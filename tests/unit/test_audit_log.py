@@ -149,3 +149,15 @@ def test_events_cannot_be_changed_by_mistake(directory: Path) -> None:
         ):
             with pytest.raises(sqlite3.IntegrityError, match="never"):
                 connection.execute(statement)
+
+
+async def test_an_offer_concerns_who_makes_it_and_whom_it_is_made_to(audit: AuditLog) -> None:
+    got: list[Committed] = []
+    audit.subscribe(got.extend)
+    script = Script()
+    offer = {"dataspace": "dataspaces/1", "uid": 1001, "pid": 0, "size": 4096}
+    audit.append(script(EventKind.SHARED, "shares/1", offer, actor=ALICE))
+    audit.append(script(EventKind.REVOKED, "shares/1", cause="client ended"))
+    await audit.recorded(2)
+    await asyncio.sleep(0)
+    assert [committed.uids for committed in got] == [{1000, 1001}, {1000}]
