@@ -46,8 +46,8 @@ class Life:
     """One object, from its first event to its last.
 
     `revision` is that of the event it began with. `kind` is that of a dataspace, `offer` for an
-    offer to share one, or what the first event tells in its detail. A vCPU and its page share a name: they differ by
-    `kind`. `cause` is why it ended, or why its owner freed it; what is None has not happened.
+    offer to share one, or what the first event tells. A vCPU and its page share a name: they differ
+    by `kind`. `cause` is why it ended, or why its owner freed it. What is None has not happened.
     """
 
     revision: int

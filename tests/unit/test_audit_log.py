@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from core_service.audit import AuditError, AuditLog, Committed, Query, verify_chain
-from dataspace.record import EventKind
+from dataspace.record import Detail, EventKind
 from tests.unit.audit_events import ALICE, BOB, Script, created
 
 C, F = EventKind.CREATED, EventKind.FREED
@@ -155,7 +155,7 @@ async def test_an_offer_concerns_who_makes_it_and_whom_it_is_made_to(audit: Audi
     got: list[Committed] = []
     audit.subscribe(got.extend)
     script = Script()
-    offer = {"dataspace": "dataspaces/1", "uid": 1001, "pid": 0, "size": 4096}
+    offer: Detail = {"dataspace": "dataspaces/1", "uid": 1001, "pid": 0, "size": 4096}
     audit.append(script(EventKind.SHARED, "shares/1", offer, actor=ALICE))
     audit.append(script(EventKind.REVOKED, "shares/1", cause="client ended"))
     await audit.recorded(2)
