@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from core_service.engine.protocol import Exit, MalformedPacketError
 from core_service.refusal import Refusal
-from dataspace.vcpu_page import FPU_BYTES, FPU_SIZE_AT, EngineHalf
+from dataspace.vcpu_page import EXIT_SEQ_AT, FPU_BYTES, FPU_SIZE_AT, EngineHalf
 
 if TYPE_CHECKING:
     from core_service.dataspaces import Dataspace
@@ -31,8 +31,18 @@ class Vcpu:
         is its VMM's to write, too: what it makes of its own size hurts nobody else."""
         if self.page is None:
             return EngineHalf(self.exits.last.half).fpu_size if self.exits.last else 0
-        told = int.from_bytes(self.page.memory.read(FPU_SIZE_AT, 4), "little")
-        return min(told, FPU_BYTES)
+        return min(self._word(self.page, FPU_SIZE_AT), FPU_BYTES)
+
+    @property
+    def exit_count(self) -> int:
+        """Exits so far, modulo 2^32; as little to be trusted."""
+        if self.page is None:
+            return EngineHalf(self.exits.last.half).exit_seq if self.exits.last else 0
+        return self._word(self.page, EXIT_SEQ_AT)
+
+    @staticmethod
+    def _word(page: Dataspace, offset: int) -> int:
+        return int.from_bytes(page.memory.read(offset, 4), "little")
 
 
 class Exits:

@@ -23,8 +23,9 @@ from vmsession.v1.dataspace_pb2 import (
     ListSharesRequest,
 )
 from vmsession.v1.dataspace_pb2_grpc import DataspaceServiceStub
-from vmsession.v1.vm_session_pb2 import CreateSessionRequest, ListSessionsRequest
+from vmsession.v1.vm_session_pb2 import CreateSessionRequest, ListSessionsRequest, ListVcpusRequest
 from vmsession.v1.vm_session_pb2 import Session as SessionRecord
+from vmsession.v1.vm_session_pb2 import Vcpu as VcpuRecord
 from vmsession.v1.vm_session_pb2_grpc import VmSessionServiceStub
 
 from dataspace.vcpu_page import ABI
@@ -133,6 +134,13 @@ class Connection(AuditReader):
             if not page.next_page_token:
                 return
             request.page_token = page.next_page_token
+
+    def vcpus(self, session: str) -> list[VcpuRecord]:
+        """The vCPUs of a session of `sessions()`, with their exits and CPU time so far. Raises Refused:
+        NOT_FOUND when it ended meanwhile.
+        """
+        request = ListVcpusRequest(session=session)
+        return list(self.rpc.call(self.vm_sessions.ListVcpus, request).vcpus)
 
     def forget(self, resource: Session | Ram) -> None:
         """A session or memory is closed: no need to close it with the connection."""

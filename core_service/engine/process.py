@@ -31,6 +31,7 @@ from core_service.engine.protocol import (
     Type,
 )
 from core_service.engine.spawn import open_pidfd, spawn
+from core_service.engine.threads import run_times
 from core_service.engine.trust import check_exit, check_registers
 from core_service.refusal import Refusal
 from dataspace.vcpu_page import EngineHalf
@@ -108,6 +109,10 @@ class EngineProcess:
     def running(self) -> bool:
         """Whether the process was not reaped yet."""
         return not self._reaped.done()
+
+    def run_times(self) -> dict[int, int]:
+        """Nanoseconds of CPU time by index of vCPU."""
+        return run_times(self.pid, self.hello.max_vcpus) if self.running else {}
 
     async def greet(self, limit: float) -> None:
         """Wait for the engine's hello, at most `limit` seconds. Raises EngineFailedError."""

@@ -83,10 +83,15 @@ def session(of: Session) -> vm_session_pb2.Session:
     )
 
 
-def vcpu(of: Vcpu) -> vm_session_pb2.Vcpu:
-    """A vCPU."""
-    transport = vm_session_pb2.TRANSPORT_PAGE if of.page else vm_session_pb2.TRANSPORT_STREAM
-    return vm_session_pb2.Vcpu(name=of.name, index=of.index, transport=transport)
+def vcpu(of: Vcpu, run_time_ns: int | None = None) -> vm_session_pb2.Vcpu:
+    """A vCPU, with the CPU time that it took where that is known."""
+    return vm_session_pb2.Vcpu(
+        name=of.name,
+        index=of.index,
+        transport=vm_session_pb2.TRANSPORT_PAGE if of.page else vm_session_pb2.TRANSPORT_STREAM,
+        exits=of.exit_count,
+        run_time_ns=run_time_ns,
+    )
 
 
 def attachment(of: Attachment) -> vm_session_pb2.Attachment:

@@ -176,9 +176,15 @@ class VmSessionServicer(vm_session_pb2_grpc.VmSessionServiceServicer):
     async def ListVcpus(
         self, request: pb.ListVcpusRequest, context: Context
     ) -> pb.ListVcpusResponse:
-        session = self._session(context, request.session)
+        client = self._client(context)
+        session = self._core.sessions.get(request.session)
+        if session is None or session.closing or not sees(client, session.uid):
+            session = self._core.session_of(client, request.session)
+        times = session.engine.run_times()
         vcpus = sorted(session.vcpus.values(), key=lambda vcpu: vcpu.index)
-        return pb.ListVcpusResponse(vcpus=[convert.vcpu(vcpu) for vcpu in vcpus])
+        return pb.ListVcpusResponse(
+            vcpus=[convert.vcpu(vcpu, times.get(vcpu.index)) for vcpu in vcpus]
+        )
 
     async def GetVcpuCpuid(
         self, request: pb.GetVcpuCpuidRequest, context: Context

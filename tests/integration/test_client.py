@@ -53,6 +53,22 @@ def enter(vcpu: Vcpu, rip: int = 0) -> None:
 
 
 @on_every_engine
+def test_another_process_sees_exits_and_run_time(
+    core: RunningCore, connection: Connection, engine: str
+) -> None:
+    with (
+        connect(str(core.socket)) as other,
+        guest(connection, engine, "mov cx, 0xffff; again: loop again; hlt") as (session, _, vcpu),
+    ):
+        (before,) = other.vcpus(session.name)
+        vcpu.run()
+        vcpu.wait()
+        (after,) = other.vcpus(session.name)
+        assert (before.name, before.exits, after.exits) == (vcpu.name, 1, 2)
+        assert 0 < before.run_time_ns < after.run_time_ns < time.monotonic_ns()
+
+
+@on_every_engine
 def test_a_guest_asks_and_tells(connection: Connection, engine: str) -> None:
     with guest(connection, engine, ASK_AND_TELL) as (_, _, vcpu):
         seen = []

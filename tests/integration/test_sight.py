@@ -24,6 +24,7 @@ with connect(sys.argv[1]) as core:
     totals = core.totals()
     print(json.dumps({
         "sessions": [session.name for session in core.sessions()],
+        "vcpus": [vcpu.name for session in core.sessions() for vcpu in core.vcpus(session.name)],
         "records": [record.name for record in core.records()],
         "totals": [totals.live, totals.created, totals.sessions, totals.clients],
         "core": [totals.engine_processes, totals.extra_fds],
@@ -50,6 +51,7 @@ def test_a_user_sees_what_is_his(core: RunningCore, stubs: Stubs) -> None:
     with Victim(core, "soft") as victim:
         same_user = look(core, OTHER_USER)
         assert same_user["sessions"] == [victim.session]
+        assert same_user["vcpus"] == [victim.vcpu]
         assert same_user["records"] == [victim.dataspace]
         assert same_user["totals"] == [1, 1, 1, 2]
         assert same_user["core"] == [0, 0]
@@ -59,3 +61,31 @@ def test_a_user_sees_what_is_his(core: RunningCore, stubs: Stubs) -> None:
         assert stranger["totals"] == [0, 0, 0, 1]
         assert look(core, 0)["sessions"] == [victim.session]
     assert stubs.totals().clients == 1
+
+
+STEAL = """
+import sys
+from tests.integration.running_core import become_other_user
+from vmm_client import connect
+from vmm_client.errors import Refused
+become_other_user(int(sys.argv[2]))
+with connect(sys.argv[1]) as core:
+    try:
+        core.vcpus(sys.argv[3])
+    except Refused as refused:
+        print(refused.reason)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+def test_a_stranger_cannot_ask_about_vcpus(core: RunningCore, stubs: Stubs) -> None:
+    with Victim(core, "soft") as victim:
+        completed = subprocess.run(
+            [sys.executable, "-c", STEAL, core.socket, str(OTHER_USER + 1), victim.session],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+        assert completed.stdout == "NOT_FOUND\n"

@@ -404,24 +404,34 @@ class Vcpu(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     INDEX_FIELD_NUMBER: _builtins.int
     TRANSPORT_FIELD_NUMBER: _builtins.int
+    EXITS_FIELD_NUMBER: _builtins.int
+    RUN_TIME_NS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, as in `sessions/7k2m/vcpus/0`."""
     index: _builtins.int
     """Index within the session, from 0."""
     transport: Global___Transport.ValueType
     """How its exits travel."""
+    exits: _builtins.int
+    """Exits so far, modulo 2^32. With the page transport that is a word of the page, which its VMM can spoil."""
+    run_time_ns: _builtins.int
+    """Nanoseconds of CPU time that its thread took, from /proc of core's host; absent where that does not tell."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         index: _builtins.int = ...,
         transport: Global___Transport.ValueType = ...,
+        exits: _builtins.int = ...,
+        run_time_ns: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_run_time_ns", b"_run_time_ns", "run_time_ns", b"run_time_ns"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "name", b"name", "transport", b"transport"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_run_time_ns", b"_run_time_ns", "exits", b"exits", "index", b"index", "name", b"name", "run_time_ns", b"run_time_ns", "transport", b"transport"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__run_time_ns: _TypeAlias = _typing.Literal["run_time_ns"]  # noqa: Y015
+    _WhichOneofArgType__run_time_ns: _TypeAlias = _typing.Literal["_run_time_ns", b"_run_time_ns"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__run_time_ns) -> _WhichOneofReturnType__run_time_ns | None: ...
 
 Global___Vcpu: _TypeAlias = Vcpu  # noqa: Y015
 

@@ -206,7 +206,7 @@ class VmSessionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListVcpus(self, request, context):
-        """Lists a session's vCPUs. Errors: NOT_FOUND.
+        """Lists the vCPUs of a session that the caller can list. Errors: NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

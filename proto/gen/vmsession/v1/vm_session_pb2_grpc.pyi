@@ -68,7 +68,7 @@ class VmSessionServiceStub:
     vCPUs than the engine has), OUT_OF_RAM, OUT_OF_CAPS, MEMORY_FAILURE, REQUEST_ID_REUSED.
     """
     ListVcpus: _grpc.UnaryUnaryMultiCallable[_vm_session_pb2.ListVcpusRequest, _vm_session_pb2.ListVcpusResponse]
-    """Lists a session's vCPUs. Errors: NOT_FOUND."""
+    """Lists the vCPUs of a session that the caller can list. Errors: NOT_FOUND."""
     GetVcpuCpuid: _grpc.UnaryUnaryMultiCallable[_vm_session_pb2.GetVcpuCpuidRequest, _vm_session_pb2.GetVcpuCpuidResponse]
     """Tells what CPUID answers on a vCPU. Before SetVcpuCpuid that is all that the engine has.
     Errors: NOT_FOUND, NOT_STOPPED, UNSUPPORTED (`cpuid`).
@@ -174,7 +174,7 @@ class VmSessionServiceAsyncStub(VmSessionServiceStub):
     vCPUs than the engine has), OUT_OF_RAM, OUT_OF_CAPS, MEMORY_FAILURE, REQUEST_ID_REUSED.
     """
     ListVcpus: _aio.UnaryUnaryMultiCallable[_vm_session_pb2.ListVcpusRequest, _vm_session_pb2.ListVcpusResponse]  # type: ignore[assignment]
-    """Lists a session's vCPUs. Errors: NOT_FOUND."""
+    """Lists the vCPUs of a session that the caller can list. Errors: NOT_FOUND."""
     GetVcpuCpuid: _aio.UnaryUnaryMultiCallable[_vm_session_pb2.GetVcpuCpuidRequest, _vm_session_pb2.GetVcpuCpuidResponse]  # type: ignore[assignment]
     """Tells what CPUID answers on a vCPU. Before SetVcpuCpuid that is all that the engine has.
     Errors: NOT_FOUND, NOT_STOPPED, UNSUPPORTED (`cpuid`).
@@ -319,7 +319,7 @@ class VmSessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_session_pb2.ListVcpusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_session_pb2.ListVcpusResponse, _abc.Awaitable[_vm_session_pb2.ListVcpusResponse]]:
-        """Lists a session's vCPUs. Errors: NOT_FOUND."""
+        """Lists the vCPUs of a session that the caller can list. Errors: NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def GetVcpuCpuid(
