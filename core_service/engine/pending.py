@@ -7,16 +7,23 @@ import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-from core_service.engine.protocol import Cpuid, Exit, MalformedPacketError, Response, Status
+from core_service.engine.protocol import (
+    Cpuid,
+    Exit,
+    MalformedPacketError,
+    Mappings,
+    Response,
+    Status,
+)
 
-Answer = TypeVar("Answer", Response, Exit, Cpuid)
+Answer = TypeVar("Answer", Response, Exit, Cpuid, Mappings)
 
 
 class Request(NamedTuple):
     """`kind` is what success is answered with. `refused` is called at once when the answer is a refusal,
     before what follows it on the channel is looked at."""
 
-    kind: type[Response | Exit | Cpuid]
+    kind: type[Response | Exit | Cpuid | Mappings]
     refused: Callable[[], None]
     answer: asyncio.Future[Any]
 
@@ -42,7 +49,7 @@ class Pending:
         answer.add_done_callback(lambda _: timer.cancel())
         return number, answer
 
-    def answer(self, number: int, answer: Response | Exit | Cpuid) -> None:
+    def answer(self, number: int, answer: Response | Exit | Cpuid | Mappings) -> None:
         """The engine answered. Raises MalformedPacketError for what answers nothing."""
         request = self._requests.get(number)
         if request is None:

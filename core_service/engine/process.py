@@ -24,6 +24,8 @@ from core_service.engine.protocol import (
     Exit,
     Hello,
     MalformedPacketError,
+    Mapping,
+    Mappings,
     MsrRange,
     Response,
     Status,
@@ -43,6 +45,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 ANSWER_LIMIT: Final = 10.0  # seconds; an engine that does not answer within is ended
+MAPPING_LIMIT: Final = (
+    1 << 18
+)  # entries of a list: some 32,764 memory slots of KVM, twice, and more
 
 REASONS: Final = {
     Status.NO_VCPU: "NOT_FOUND",
@@ -221,6 +226,22 @@ class EngineProcess:
         """Name the MSRs whose accesses exit."""
         await self._demand(lambda number: protocol.msr_filter_packet(number, ranges))
 
+    async def list_mappings(self) -> list[Mapping]:
+        """What the engine has mapped: by its own table, and by the kernel. Nothing is to be mapped or
+        unmapped before this returns."""
+        found: list[Mapping] = []
+        while True:
+            part = await self._list_from(len(found))
+            if part.first != len(found) or part.total > MAPPING_LIMIT:
+                self._end_of_trust(f"it listed {part.total} mappings from {part.first} on")
+                raise self._death()
+            found += part.entries
+            if len(found) == part.total:
+                return found
+
+    async def _list_from(self, first: int) -> Mappings:
+        return await self._ask(Mappings, lambda number: protocol.list_packet(number, first))
+
     def must_have(self, capability: Capability) -> None:
         """Raises Refusal UNSUPPORTED."""
         if capability not in self.hello.capabilities:
@@ -297,6 +318,8 @@ class EngineProcess:
             self._last_word = protocol.parse_response(packet).text or "it failed"
         elif kind == Type.RESPONSE:
             self._pending.answer(number, protocol.parse_response(packet))
+        elif kind == Type.MAPPINGS:
+            self._pending.answer(number, protocol.parse_mappings(packet))
         elif kind in {Type.EXIT, Type.STATE, Type.CPUID} and self._greeting.done():
             self._take_vcpu(Type(kind), number, packet)
         else:

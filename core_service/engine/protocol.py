@@ -29,6 +29,7 @@ TEXT_BYTES: Final = 232
 CPUID_LEAVES: Final = 160
 MSR_RANGES: Final = 16
 MSR_RANGE: Final = 4096
+MAPPING_ENTRIES: Final = 120
 PACKET_LIMIT: Final = 16 + HALF_BYTES + FPU_BYTES
 
 
@@ -41,6 +42,7 @@ class Type(IntEnum):
     RESPONSE = 4
     STATE = 5
     CPUID = 6
+    MAPPINGS = 7
     CREATE_VCPU = 16
     MAP = 17
     UNMAP = 18
@@ -53,6 +55,7 @@ class Type(IntEnum):
     GET_CPUID = 25
     SET_CPUID = 26
     SET_MSR_FILTER = 27
+    LIST_MAPPINGS = 28
 
 
 class Status(IntEnum):
@@ -97,6 +100,14 @@ class Transport(IntEnum):
     STREAM = 1
 
 
+class MappingKind(IntEnum):
+    """`enum mapping_kind`."""
+
+    REGION = 0
+    KERNEL = 1
+
+
+KINDS_OF_MAPPING: Final = frozenset(MappingKind)
 WRITABLE: Final = 0x1
 EXECUTABLE: Final = 0x2
 SUBLEAF: Final = 0x1
@@ -113,6 +124,9 @@ EXIT: Final = struct.Struct(f"<IIII{HALF_BYTES}s")
 LEAF: Final = struct.Struct("<IIIIIIII")
 CPUID: Final = struct.Struct(f"<IIII{CPUID_LEAVES * LEAF.size}s")
 RANGE_OF_MSRS: Final = struct.Struct("<IIII")
+LIST: Final = struct.Struct("<IIII")
+MAPPING: Final = struct.Struct("<QQQQQII")
+MAPPINGS: Final = struct.Struct(f"<IIIIII{MAPPING_ENTRIES * MAPPING.size}s")
 MSR_FILTER: Final = struct.Struct(f"<IIII{MSR_RANGES * RANGE_OF_MSRS.size}s")
 
 KNOWN_CAPABILITIES: Final = sum(Capability)
@@ -198,6 +212,34 @@ class MsrRange:
     write: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """`struct channel_mapping`: an entry of an engine's own table (`gpa` counts), or what the kernel has
+    mapped in its address space (`offset` and `inode` count)."""
+
+    kind: MappingKind
+    gpa: int
+    host: int
+    size: int
+    offset: int
+    inode: int
+    flags: int
+
+    @property
+    def end(self) -> int:
+        """The first host address behind it."""
+        return self.host + self.size
+
+
+@dataclass(frozen=True, slots=True)
+class Mappings:
+    """A part of the list of mappings, from entry `first` on, of `total`."""
+
+    first: int
+    total: int
+    entries: tuple[Mapping, ...]
+
+
 def header(packet: bytes) -> tuple[int, int]:
     """Type and request id. Raises MalformedPacketError."""
     if len(packet) < HEADER.size:
@@ -271,6 +313,24 @@ def parse_cpuid(packet: bytes) -> Cpuid:
     return Cpuid(int(index), tuple(_leaf(*leaf) for leaf in leaves))
 
 
+def parse_mappings(packet: bytes) -> Mappings:
+    """MAPPINGS. Raises MalformedPacketError, also for a part that lies not within the whole."""
+    _, _, first, total, count, _, table = _unpack(MAPPINGS, packet)
+    first, total, count = int(first), int(total), int(count)
+    if count > MAPPING_ENTRIES or first + count > total or (total > 0 and count == 0):
+        raise MalformedPacketError(f"{count} mappings from {first} on, of {total}")
+    entries = MAPPING.iter_unpack(bytes(table)[: count * MAPPING.size])
+    return Mappings(first, total, tuple(_mapping(*entry) for entry in entries))
+
+
+def _mapping(  # noqa: PLR0913, PLR0917 - the fields of the entry
+    gpa: int, host: int, size: int, offset: int, inode: int, flags: int, kind: int
+) -> Mapping:
+    if kind not in KINDS_OF_MAPPING:
+        raise MalformedPacketError(f"a mapping of kind {kind}")
+    return Mapping(MappingKind(kind), gpa, host, size, offset, inode, flags)
+
+
 def _leaf(function: int, index: int, flags: int, *registers: int) -> CpuidLeaf:
     if flags & ~SUBLEAF:
         raise MalformedPacketError(f"CPUID leaf {function:#x} with flags {flags:#x}")
@@ -286,6 +346,11 @@ def _text(raw: bytes) -> str:
 def vcpu_packet(kind: Type, request: int, index: int, transport: int = 0) -> bytes:
     """CREATE_VCPU, PAUSE, WINDOW, GET_CPUID."""
     return VCPU.pack(kind, request, index, transport)
+
+
+def list_packet(request: int, first: int) -> bytes:
+    """LIST_MAPPINGS."""
+    return LIST.pack(Type.LIST_MAPPINGS, request, first, 0)
 
 
 def range_packet(  # noqa: PLR0913, PLR0917 - the fields of the packet

@@ -90,7 +90,7 @@ class EngineGoneError(Exception):
 
 def memory(size: int, content: bytes = b"", *, seals: int = fcntl.F_SEAL_SHRINK) -> int:
     """A memfd as core makes them. The caller closes it."""
-    fd = os.memfd_create("guest", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fd = os.memfd_create("vmsession:guest", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, size)
     os.pwrite(fd, content, 0)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
@@ -278,12 +278,12 @@ class Engine:
 
     def fds(self) -> int:
         """How many descriptors of the harness's memory objects it holds."""
-        return sum(target.startswith("/memfd:guest") for target in self.opened().values())
+        return sum(target.startswith("/memfd:vmsession:guest") for target in self.opened().values())
 
     def mappings(self) -> int:
         """How many mappings of the harness's memory objects it has."""
         with looking_inside():
-            return Path(f"/proc/{self.pid}/maps").read_text().count("/memfd:guest")
+            return Path(f"/proc/{self.pid}/maps").read_text().count("/memfd:vmsession:guest")
 
 
 @contextmanager

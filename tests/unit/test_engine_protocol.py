@@ -19,6 +19,9 @@ from core_service.engine.protocol import (
     Exit,
     Hello,
     MalformedPacketError,
+    Mapping,
+    MappingKind,
+    Mappings,
     MsrRange,
     Response,
     Status,
@@ -39,6 +42,9 @@ STRUCTS = {
     "channel_cpuid": protocol.CPUID,
     "msr_range": protocol.RANGE_OF_MSRS,
     "channel_msr_filter": protocol.MSR_FILTER,
+    "channel_list": protocol.LIST,
+    "channel_mapping": protocol.MAPPING,
+    "channel_mappings": protocol.MAPPINGS,
 }
 FIELDS = {
     "channel_hello": (
@@ -54,6 +60,9 @@ FIELDS = {
     "channel_cpuid": "header.type header.id index leaves leaf",
     "msr_range": "first count flags reserved",
     "channel_msr_filter": "header.type header.id ranges reserved range",
+    "channel_list": "header.type header.id first reserved",
+    "channel_mapping": "gpa host size offset inode flags kind",
+    "channel_mappings": "header.type header.id first total entries reserved entry",
 }
 CONSTANTS = {
     "CHANNEL_FD": protocol.CHANNEL_FD,
@@ -63,6 +72,7 @@ CONSTANTS = {
     "CHANNEL_CPUID_LEAVES": protocol.CPUID_LEAVES,
     "CHANNEL_MSR_RANGES": protocol.MSR_RANGES,
     "CHANNEL_MSR_RANGE": protocol.MSR_RANGE,
+    "CHANNEL_MAPPING_ENTRIES": protocol.MAPPING_ENTRIES,
     "CHANNEL_WRITABLE": protocol.WRITABLE,
     "CHANNEL_EXECUTABLE": protocol.EXECUTABLE,
     "CPUID_SUBLEAF": protocol.SUBLEAF,
@@ -73,7 +83,9 @@ ENUMS: dict[str, type[IntEnum]] = {
     "channel_type": Type,
     "channel_status": Status,
     "vcpu_transport": Transport,
+    "mapping_kind": MappingKind,
 }
+PREFIXES = {"vcpu_transport": "VCPU_TRANSPORT_", "mapping_kind": "MAPPING_"}
 
 
 def header() -> str:
@@ -137,7 +149,7 @@ def test_constants(compiled: dict[str, int], name: str) -> None:
 
 @pytest.mark.parametrize("enum", ENUMS)
 def test_enums(compiled: dict[str, int], enum: str) -> None:
-    prefix = "VCPU_TRANSPORT_" if enum == "vcpu_transport" else "CHANNEL_"
+    prefix = PREFIXES.get(enum, "CHANNEL_")
     theirs = {name.removeprefix(prefix): compiled[name] for name in names_of(enum)}
     assert theirs == {member.name: member.value for member in ENUMS[enum]}
 
@@ -215,6 +227,35 @@ def test_exit_with_and_without_fpu(kind: Type, valid: int) -> None:
         if wrong != fpu:
             with pytest.raises(MalformedPacketError, match=f"{len(fpu)} of the FPU belong"):
                 protocol.parse_exit(packet + wrong)
+
+
+MAPPED = Mapping(MappingKind.KERNEL, 0, 0x7000, 0x2000, 0x1000, 77, protocol.WRITABLE)
+
+
+def mappings_packet(first: int, total: int, count: int, kind: int = MappingKind.KERNEL) -> bytes:
+    entry = protocol.MAPPING.pack(0, 0x7000, 0x2000, 0x1000, 77, protocol.WRITABLE, kind)
+    table = entry * protocol.MAPPING_ENTRIES
+    return protocol.MAPPINGS.pack(Type.MAPPINGS, 9, first, total, count, 0, table)
+
+
+def test_mappings() -> None:
+    told = protocol.parse_mappings(mappings_packet(1, 3, 2))
+    assert told == Mappings(1, 3, (MAPPED, MAPPED))
+    assert protocol.parse_mappings(mappings_packet(0, 0, 0)) == Mappings(0, 0, ())
+
+
+@pytest.mark.parametrize(
+    ("packet", "why"),
+    [
+        (mappings_packet(0, 200, 121), "121 mappings from 0 on, of 200"),
+        (mappings_packet(2, 3, 2), "2 mappings from 2 on, of 3"),
+        (mappings_packet(1, 3, 0), "0 mappings from 1 on, of 3"),
+        (mappings_packet(0, 1, 1, kind=2), "a mapping of kind 2"),
+    ],
+)
+def test_mappings_that_are_none(packet: bytes, why: str) -> None:
+    with pytest.raises(MalformedPacketError, match=why):
+        protocol.parse_mappings(packet)
 
 
 def test_cpuid() -> None:

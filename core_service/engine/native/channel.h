@@ -20,6 +20,8 @@
 #define CHANNEL_CPUID_LEAVES 160u /* of one vCPU: KVM_GET_SUPPORTED_CPUID gives some 60 */
 #define CHANNEL_MSR_RANGES 16u     /* KVM_MSR_FILTER_MAX_RANGES, linux/kvm.h */
 #define CHANNEL_MSR_RANGE 4096u    /* MSRs of one range */
+#define CHANNEL_MAPPING_ENTRIES 120u /* of one packet */
+#define CHANNEL_MEMORY_NAME "vmsession:" /* how the names begin of the memfds that core gives to engines */
 
 enum channel_type {
 	/* engine -> core, unasked */
@@ -31,6 +33,7 @@ enum channel_type {
 	CHANNEL_RESPONSE = 4, /* struct channel_response */
 	CHANNEL_STATE = 5,    /* struct channel_exit: the answer to CHANNEL_GET_STATE when it succeeds; see CHANNEL_FPU */
 	CHANNEL_CPUID = 6,    /* struct channel_cpuid: the answer to CHANNEL_GET_CPUID when it succeeds */
+	CHANNEL_MAPPINGS = 7, /* struct channel_mappings: the answer to CHANNEL_LIST_MAPPINGS when it succeeds */
 
 	/* core -> engine, each answered by one response with its id */
 	CHANNEL_CREATE_VCPU = 16, /* struct channel_vcpu; with VCPU_TRANSPORT_PAGE the packet carries the page's fd */
@@ -46,6 +49,8 @@ enum channel_type {
 	                           * The vCPU is stopped */
 	CHANNEL_SET_CPUID = 26,   /* struct channel_cpuid: the whole table, of a vCPU that never ran */
 	CHANNEL_SET_MSR_FILTER = 27, /* struct channel_msr_filter: instead of the one before; the first is empty */
+	CHANNEL_LIST_MAPPINGS = 28,  /* struct channel_list: what is mapped. An answer has as many entries as fit, from
+				      * `first` on; 0 takes a new look, and the others go on with what it saw */
 };
 
 /* CHANNEL_EXIT, STATE, RUN and SET_STATE are followed by VCPU_FPU_BYTES of the FPU's area when VCPU_FPU_BIT is set
@@ -165,6 +170,37 @@ struct channel_msr_filter {
 	uint32_t ranges;
 	uint32_t reserved;
 	struct msr_range range[CHANNEL_MSR_RANGES];
+};
+
+struct channel_list {
+	struct channel_header header;
+	uint32_t first;
+	uint32_t reserved;
+};
+
+enum mapping_kind {
+	MAPPING_REGION = 0, /* an entry of the engine's own table: gpa, host, size, flags */
+	MAPPING_KERNEL = 1, /* a memfd of core's in the address space, by /proc/self/maps: host, size, offset, inode, flags. One
+			     * entry may be several regions that lie side by side */
+};
+
+struct channel_mapping {
+	uint64_t gpa;
+	uint64_t host;
+	uint64_t size;
+	uint64_t offset; /* in the file */
+	uint64_t inode;
+	uint32_t flags; /* CHANNEL_*; the kernel knows of CHANNEL_WRITABLE only */
+	uint32_t kind;  /* enum mapping_kind */
+};
+
+struct channel_mappings {
+	struct channel_header header;
+	uint32_t first;
+	uint32_t total;   /* of all entries that there are */
+	uint32_t entries; /* of this packet */
+	uint32_t reserved;
+	struct channel_mapping entry[CHANNEL_MAPPING_ENTRIES];
 };
 
 struct channel_exit {

@@ -140,3 +140,8 @@ void channel_send_cpuid(const struct channel_cpuid *table)
 {
 	send_packet(table, sizeof(*table));
 }
+
+void channel_send_mappings(const struct channel_mappings *mappings)
+{
+	send_packet(mappings, sizeof(*mappings));
+}

@@ -18,6 +18,7 @@ struct packet {
 		struct channel_run run;
 		struct channel_cpuid cpuid;
 		struct channel_msr_filter msr_filter;
+		struct channel_list list;
 		uint8_t bytes[sizeof(struct channel_run) + VCPU_FPU_BYTES];
 	} message;
 	size_t size;
@@ -35,6 +36,7 @@ void channel_send_response(uint32_t id, enum channel_status, const struct failur
 /* `fpu` is sent where it is valid. */
 void channel_send_state(uint32_t id, uint32_t index, const struct vcpu_engine_half *, const uint8_t *fpu);
 void channel_send_cpuid(const struct channel_cpuid *);
+void channel_send_mappings(const struct channel_mappings *);
 /* The vCPU's thread: the exit in vcpu->half. */
 void channel_send_exit(const struct vcpu *);
 

@@ -7,6 +7,7 @@
 #include "channel_io.h"
 #include "failure.h"
 #include "hold.h"
+#include "listing.h"
 #include "memory.h"
 #include "table.h"
 #include "vcpu.h"
@@ -156,6 +157,17 @@ static enum channel_status set_msr_filter(struct vm *vm, const struct packet *pa
 	return status;
 }
 
+static enum channel_status list_mappings(struct vm *vm, const struct packet *packet, struct failure *failure)
+{
+	const struct channel_list *request = &packet->message.list;
+	struct channel_mappings answer = {.header = {.type = CHANNEL_MAPPINGS, .id = request->header.id}};
+	enum channel_status status = listing_fill(vm, request->first, &answer, failure);
+	if (status != CHANNEL_OK)
+		return status;
+	channel_send_mappings(&answer);
+	return ANSWERED;
+}
+
 static const struct {
 	size_t size;
 	bool takes_fd;
@@ -173,6 +185,7 @@ static const struct {
 	[CHANNEL_GET_CPUID] = {sizeof(struct channel_vcpu), false, get_cpuid},
 	[CHANNEL_SET_CPUID] = {sizeof(struct channel_cpuid), false, set_cpuid},
 	[CHANNEL_SET_MSR_FILTER] = {sizeof(struct channel_msr_filter), false, set_msr_filter},
+	[CHANNEL_LIST_MAPPINGS] = {sizeof(struct channel_list), false, list_mappings},
 };
 
 static size_t size_wanted(const struct packet *packet)

@@ -14,6 +14,7 @@
 #include "failure.h"
 #include "futex.h"
 #include "kicker.h"
+#include "listing.h"
 #include "signals.h"
 #include "vcpu.h"
 #include "vm.h"
@@ -23,6 +24,7 @@
 static void confine(void)
 {
 	syscall(SYS_close_range, CHANNEL_FD + 1, ~0u, 0);
+	listing_prepare();
 	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
 	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
 }
@@ -53,6 +55,7 @@ static void end(struct vm *vm)
 	kicker_join(vm);
 	vcpu_end_all(vm);
 	memory_free(vm);
+	listing_forget();
 	if (backend.vm_destroy)
 		backend.vm_destroy(vm);
 	close(CHANNEL_FD);
