@@ -11,6 +11,8 @@ from dataspace.record import Event, EventKind
 GENESIS: Final = bytes(32)
 """The hash before the first event."""
 
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+
 
 class Row(NamedTuple):
     """An event as the store keeps it, column by column; `detail` is a JSON object, sorted, no spaces."""
@@ -64,10 +66,6 @@ def chained(before: bytes, row: Row) -> bytes:
     """SHA-256 over the hash before and the canonical JSON of the row: an object of its columns by name,
     `detail` a string in it, keys sorted, no spaces, ASCII with escapes."""
     return hashlib.sha256(before + _canonical(row._asdict()).encode("ascii")).digest()
-
-
-def _canonical(value: dict[str, int | str | bool]) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def _text(text: str) -> str:

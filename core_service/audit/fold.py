@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from core_service.audit.chain import Row
@@ -111,9 +112,10 @@ class Fold:
     def apply(self, row: Row) -> Outcome:
         """Take in the next event."""
         kind, detail = EventKind(row.kind), json.loads(row.detail)
+        key = _key(row, kind, detail)
         if kind in _BIRTHS:
-            self._living[_key(row, detail)] = _born(row, detail)
-        life = self._living.get(_key(row, detail))
+            self._living[key] = _born(row, detail)
+        life = self._living.get(key)
         total = None
         if life is not None:
             total = self._sums.setdefault((life.uid, life.kind), Sum(life.uid, life.kind))
@@ -143,8 +145,7 @@ class Fold:
             del self._living[life.name, life.kind in MEMORY]
 
 
-def _key(row: Row, detail: dict[str, Any]) -> tuple[str, bool]:
-    kind = EventKind(row.kind)
+def _key(row: Row, kind: EventKind, detail: dict[str, Any]) -> tuple[str, bool]:
     if kind is EventKind.LOST:
         return row.subject, detail.get("kind") in MEMORY
     return row.subject, kind not in _NO_MEMORY
@@ -172,6 +173,7 @@ def _holder(detail: dict[str, Any]) -> str:
     return str(detail.get("holder", ""))
 
 
+@lru_cache(1024)
 def _uid(holder: str) -> int:
     with suppress(ValueError):
         return int(holder.partition(":")[0])

@@ -132,10 +132,13 @@ def _events(
 ) -> list[Recorded]:
     within = _Where("events.revision > ?", after)
     table = "events"
-    if only.uid is not None:
+    if only.uid is not None and not only.subject:
         # CROSS: concerns first, which is in the order of revisions
         table = "concerns CROSS JOIN events USING (revision)"
         within.add("uid = ? AND concerns.revision > ?", only.uid, after)
+    elif only.uid is not None:
+        concerned = "SELECT 1 FROM concerns WHERE uid = ? AND revision = events.revision"
+        within.add(f"EXISTS ({concerned})", only.uid)
     if only.subject:
         within.add("subject = ?", only.subject)
     if only.kinds:

@@ -50,7 +50,7 @@ class Store:
     def __init__(
         self, directory: Path, durability: Durability, file_events: int, keep_files: int
     ) -> None:
-        """Open what is there, or begin. Raises AuditError, OSError, sqlite3.Error."""
+        """Open what is there, or begin; `lock` is held. Raises AuditError, OSError, sqlite3.Error."""
         self._directory = directory
         self._durability = durability
         self._file_events = file_events
@@ -85,6 +85,23 @@ class Store:
         self._write(rows, results)
         self._head = Head(rows[-1].revision, before)
         return results
+
+    def later_than(self, revision: int) -> list[tuple[Row, bytes, frozenset[int]]]:
+        """The events in this file after a revision, with hash and users: what a commit left that seemed
+        to have failed. Raises sqlite3.Error."""
+        query = (
+            f"SELECT {schema.EVENT_COLUMNS}, hash FROM events "  # noqa: S608 - ours
+            "WHERE revision > ? ORDER BY revision"
+        )
+        rows = self._connection.execute(query, (revision,)).fetchall()
+        query = "SELECT revision, uid FROM concerns WHERE revision > ?"
+        uids: dict[int, set[int]] = {}
+        for number, uid in self._connection.execute(query, (revision,)) if rows else ():
+            uids.setdefault(number, set()).add(uid)
+        return [
+            (Row(*columns), digest, frozenset(uids.get(columns[0], ())))
+            for *columns, digest in rows
+        ]
 
     def close(self) -> None:
         """Let go of the file."""
@@ -129,6 +146,9 @@ class Store:
             _check_tail(self._connection, path)
             living = schema.lives(self._connection, "WHERE ended_revision IS NULL")
             self._fold = Fold(living, schema.sums(self._connection))
+        except sqlite3.Error as error:
+            self._connection.close()
+            raise AuditError(path, str(error)) from error
         except BaseException:
             self._connection.close()
             raise

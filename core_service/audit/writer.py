@@ -195,20 +195,23 @@ class AuditLog:
             return bool(self._queue)
 
     def _record(self) -> None:
+        committed: list[Committed] = []
         if self._store is None:
             self._store = self._open_store()
-        # after a commit that failed, or seemed to, the store tells how far it came
+            # a commit that failed may have come to disk all the same
+            for row, digest, uids in self._store.later_than(self._head.revision):
+                committed.append(Committed(event_of(row), digest, uids))
         rows = [row_of(event) for event in self._next_group(self._store.head.revision)]
         results = self._store.append(rows) if rows else []
+        committed += [
+            Committed(event_of(row), digest, outcome.uids)
+            for row, (digest, outcome) in zip(rows, results, strict=True)
+        ]
         self._head = self._store.head
         self._next_group(self._head.revision)
         if self._why is not None:
             self._why = None
             log.info("audit log can be written again", directory=str(self._directory))
-        committed = [
-            Committed(event_of(row), digest, outcome.uids)
-            for row, (digest, outcome) in zip(rows, results, strict=True)
-        ]
         self._call(self._settle, committed)
 
     def _next_group(self, recorded: int) -> list[Event]:
