@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -74,7 +75,7 @@ class Query:
         only = only or EventFilter()
         found: list[Recorded] = []
         files = schema.files_of(self._directory)
-        for path, following in zip(files, [*files[1:], None], strict=True):
+        for path, following in zip_longest(files, files[1:]):
             if following and schema.first_of(following) <= after + 1:
                 continue
             with _reading(path) as connection:
@@ -99,7 +100,7 @@ class Query:
         elif only.at is not None:
             files = _since_moment(files, only.at)
         found: list[Life] = []
-        for path, following in zip(files, [*files[1:], None], strict=True):
+        for path, following in zip_longest(files, files[1:]):
             with _reading(path) as connection:
                 found = [_latest(connection, life) for life in found]
                 if len(found) < limit:
