@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING
 
 import structlog
@@ -124,7 +125,11 @@ class Core:
         )
         writable = dataspace.memory.writable and not rights
         fd = dataspace.memory.hand_out(writable)
-        self.ledger.hand_out(name, writable, actor=holder(client))
+        try:
+            self.ledger.hand_out(name, writable, actor=holder(client))
+        except BaseException:
+            os.close(fd)
+            raise
         return fd
 
     def _page(self, client: Client, name: str) -> Dataspace:

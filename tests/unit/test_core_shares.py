@@ -257,6 +257,18 @@ async def test_both_ends_at_once(pair: Pair) -> None:
     await until(lambda: not len(pair.world.core.clients))
 
 
+async def test_an_fd_that_cannot_be_recorded_does_not_stay_open(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise InvalidDataspace("cannot be recorded")
+
+    monkeypatch.setattr(pair.world.core.ledger, "hand_out", refuse)
+    with pytest.raises(InvalidDataspace):
+        pair.collect(pair.dataspace)
+    assert not await pair.free(pair.dataspace)
+
+
 async def test_a_receiver_who_had_no_fd_holds_nothing(pair: Pair) -> None:
     """Though the owner has one, so that the kernel says that somebody does."""
     accepted = pair.shared()
