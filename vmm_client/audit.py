@@ -15,6 +15,7 @@ from vmm_client.errors import Closed
 from vmm_client.rpc import Rpc
 
 PAGE_ENTRIES = 1000
+VERIFY_SECONDS = 600.0  # a long log is hashed again
 
 T = TypeVar("T")
 
@@ -104,6 +105,15 @@ class AuditReader:
         """
         grouping = _choice(pb.Grouping.Value, "GROUPING_", group_by)
         return self.rpc.call(self._audit.GetTotals, pb.GetTotalsRequest(group_by=grouping))
+
+    def verify(self, *, whole_chain: bool = False) -> pb.VerifyResponse:
+        """Let core compare the ledger, the engines' mappings, the kernel, the accounts and the log's
+        hashes: those that were added since the last time, or the `whole_chain`.
+
+        Refused with DENIED for whoever does not see everything.
+        """
+        request = pb.VerifyRequest(whole_chain=whole_chain)
+        return self.rpc.call(self._audit.Verify, request, VERIFY_SECONDS)
 
     def watch(self, after: int = 0) -> Generator[pb.WatchResponse, None, None]:
         """Events with a revision beyond `after` as they are recorded, without end; 0 begins with a

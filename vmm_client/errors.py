@@ -66,6 +66,7 @@ HINTS = {
     "SHUTTING_DOWN": "try again with the next core",
     "INTERNAL": "a defect in core; its log tells more",
     "DENIED": "core's policy does not allow this",
+    "COMPACTED": "begin later: retention removed what was before `oldest`",
 }
 
 

@@ -184,7 +184,7 @@ def test_lists_show_what_is_there_and_what_was(vmm: Vmm, connection: Connection)
     with connection.create_session(label="mine") as session:
         with connection.create_ram(0x10000) as ram:
             session.attach(ram, gpa=0x100000)
-            (row,) = json.loads(vmm("ls", "--json")[1])
+            (row,) = json.loads(vmm("sessions", "--json")[1])
             assert row["session"] == session.name
             assert (row["label"], row["engine"], row["attached_bytes"]) == (
                 "mine",
@@ -202,7 +202,7 @@ def test_lists_show_what_is_there_and_what_was(vmm: Vmm, connection: Connection)
         (freed,) = json.loads(vmm("dataspaces", "--all", "--json")[1])
         assert (freed["state"], freed["mappings"]) == ("freed", 1)
         assert freed["cause"]
-    assert vmm("ls")[1].splitlines()[1:] == []
+    assert vmm("sessions")[1].splitlines()[1:] == []
 
 
 def test_lists_read_every_page(vmm: Vmm, connection: Connection) -> None:

@@ -26,7 +26,22 @@ def outcome(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
     return status, printed.out, printed.err
 
 
-@pytest.mark.parametrize("arguments", [["nonsense"], ["ls", "--nonsense"], ["run"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["sessions", "--nonsense"],
+        ["run"],
+        ["audit", "nonsense"],
+        ["audit", "log", "--since", "when pigs fly"],
+        ["audit", "log", "--uid", "-1"],
+        ["audit", "log", "--after", "-1"],
+        ["audit", "watch", "--count", "0"],
+        ["dataspaces", "--kind", "swap"],
+        ["top", "--interval", "0"],
+        ["top", "--interval", "nan"],
+    ],
+)
 def test_wrong_usage_is_one_line_and_a_hint(
     capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
@@ -36,15 +51,15 @@ def test_wrong_usage_is_one_line_and_a_hint(
     assert err.endswith("\n     see `vmm --help`\n")
 
 
-@pytest.mark.parametrize("command", ["ls", "dataspaces", "doctor", "run", "boot"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_without_core_every_command_says_what_to_do(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
 ) -> None:
     flat = tmp_path / "flat"
     flat.write_bytes(b"\xf4")
     socket = str(tmp_path / "core.sock")
-    arguments = [str(flat)] if command == "run" else []
-    status, out, err = outcome(capsys, command, *arguments, "--socket", socket)
+    arguments = {"run": [str(flat)], "audit history": ["sessions/1"]}.get(command, [])
+    status, out, err = outcome(capsys, *command.split(), *arguments, "--socket", socket)
     assert status == 1
     text = out if command == "doctor" else err
     assert f"no core at {socket}: no such socket, core is not running" in text
@@ -62,9 +77,13 @@ def test_the_version_is_the_distribution_s(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    status, out, _ = outcome(capsys, "--help")
-    assert status == 0
-    assert [name for name in COMMANDS if name not in out] == []
+    pages: dict[tuple[str, ...], tuple[int, str, str]] = {
+        above: outcome(capsys, *above, "--help") for above in ((), ("audit",))
+    }
+    for command in COMMANDS:
+        *above, name = command.split()
+        status, out, _ = pages[tuple(above)]
+        assert (status, name in out) == (0, True), command
 
 
 @pytest.mark.parametrize("command", ["boot", "run", "doctor"])

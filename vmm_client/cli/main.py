@@ -19,6 +19,7 @@ from vmm_client.errors import VmsessionError
 USAGE: Final = 2
 INTERRUPTED: Final = 130
 BROKEN_PIPE: Final = 141  # as a shell tells of SIGPIPE
+AUDIT: Final = "audit"  # has commands of its own
 
 HELP: Final = """\
 Virtual machines without privilege: the client of the vmsession core.
@@ -51,8 +52,8 @@ What it writes to COM1 or to port 0xe9 appears on stdout.
 Exit status: 0 when the guest powered off or halted with interrupts off, 3 when it reset itself,
 4 after a triple fault, 5 when the engine cannot go on; 1, 2 and 130 as everywhere.""",
     ),
-    "ls": (
-        "vmm_client.cli.ls:ls",
+    "sessions": (
+        "vmm_client.cli.sessions:sessions",
         """\
 List the sessions that core lets you see.
 
@@ -64,6 +65,53 @@ You see those of all your processes; core's own user and root see everybody's.""
 Tell who holds which memory, now and before.
 
 You see what all your processes hold; core's own user and root see everybody's.""",
+    ),
+    "top": (
+        "vmm_client.cli.top:top",
+        """\
+Watch sessions, vCPUs, memory and the latest events.
+
+`q` leaves. Rates are over the time between two looks; cpu_percent is that of the vCPU's thread in its
+engine.""",
+    ),
+    "audit log": (
+        "vmm_client.cli.audit.log:log",
+        """\
+Tell what happened, oldest first.
+
+Moments are written as in `last tuesday`, `yesterday 14:00`, `3h ago`, `2026-11-17 14:00`; a day is its
+beginning.""",
+    ),
+    "audit history": (
+        "vmm_client.cli.audit.history:history",
+        "Tell the life of one object, event by event, also after its end.",
+    ),
+    "audit watch": (
+        "vmm_client.cli.audit.watch:watch",
+        """\
+Tell what happens, as it is recorded.
+
+Ctrl-C leaves.""",
+    ),
+    "audit totals": (
+        "vmm_client.cli.audit.totals:totals",
+        "Sum up what lives, and what ever lived.",
+    ),
+    "audit verify": (
+        "vmm_client.cli.audit.verify:verify",
+        """\
+Compare the ledger with engines, kernel, accounts and the log's hashes.
+
+For core's own user and root.
+
+Exit status: 0 when everything agrees, 1 when something does not, or there is no answer.""",
+    ),
+    "audit export": (
+        "vmm_client.cli.audit.export:export",
+        """\
+Write the log as lines of JSON, with hashes that can be checked without core.
+
+Whoever does not see everything gets what concerns him, which is no whole chain.""",
     ),
     "doctor": (
         "vmm_client.cli.doctor:doctor",
@@ -83,8 +131,13 @@ app = App(
     suppress_keyboard_interrupt=False,
     result_action="return_int_as_exit_code_else_zero",
 )
+audit = App(name=AUDIT, help="Ask the audit log what happened, and whether all of it agrees.")
+app.command(audit)
 for name, (function, text) in COMMANDS.items():
-    app.command(function, name=name, help=text)
+    if name.startswith(f"{AUDIT} "):
+        audit.command(function, name=name.removeprefix(f"{AUDIT} "), help=text)
+    else:
+        app.command(function, name=name, help=text)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -7,22 +7,60 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Cell = str | int | float | bool | None
-Row = dict[str, Cell | list[str]]
+Row = dict[str, Cell | list[str] | dict[str, Cell]]
 
 
 def show(rows: Iterable[Row], columns: Sequence[str], *, as_json: bool, title: str = "") -> None:
     """Print rows: a JSON list with all that they hold, else the named columns, as a table in a
     terminal, and otherwise one line a row, separated by tabs, below a line of names."""
     if as_json:
-        print(json.dumps(list(rows), indent=2))
+        _show_json(rows)
     elif sys.stdout.isatty():
         _show_table(rows, columns, title)
     else:
-        print("\t".join(columns))
+        _show_lines(rows, columns, aligned=False)
+
+
+def show_as_it_comes(
+    rows: Iterable[Row], columns: Sequence[str], *, as_json: bool, lines: bool = False
+) -> None:
+    """As `show`, but each row at once, and in a terminal without a frame. With `lines`, JSON is an
+    object a line."""
+    if as_json and lines:
         for row in rows:
-            print("\t".join(_text(row[column]) for column in columns))
+            print(json.dumps(row), flush=True)
+    elif as_json:
+        _show_json(rows)
+    else:
+        _show_lines(rows, columns, aligned=sys.stdout.isatty())
+
+
+def _show_json(rows: Iterable[Row]) -> None:
+    before = "["
+    for row in rows:
+        print(before)
+        print(textwrap.indent(json.dumps(row, indent=2), "  "), end="")
+        before = ","
+    print("[]" if before == "[" else "\n]")
+
+
+def _show_lines(rows: Iterable[Row], columns: Sequence[str], *, aligned: bool) -> None:
+    """A line of names, and one for each row; columns that are aligned grow as they need."""
+    widths = [0] * len(columns)
+    for cells in chain([columns], ([_text(row[column]) for column in columns] for row in rows)):
+        if aligned:
+            widths = [max(width, len(cell)) for width, cell in zip(widths, cells, strict=True)]
+            padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+            print("  ".join(padded).rstrip(), flush=True)
+        else:
+            print("\t".join(cells), flush=True)
 
 
 def tell(sentences: Iterable[str]) -> None:
@@ -32,18 +70,24 @@ def tell(sentences: Iterable[str]) -> None:
         print(textwrap.fill(sentence, width, break_long_words=False, break_on_hyphens=False))
 
 
-def _show_table(rows: Iterable[Row], columns: Sequence[str], title: str) -> None:
-    from rich.console import Console  # noqa: PLC0415 - only a terminal pays for it
-    from rich.table import Table  # noqa: PLC0415
+def table(rows: Iterable[Row], columns: Sequence[str], title: str = "") -> Table:
+    """The named columns, for a terminal."""
+    from rich.table import Table  # noqa: PLC0415 - only a terminal pays for it
     from rich.text import Text  # noqa: PLC0415
 
-    table = Table(*columns, title=title or None, title_justify="left")
+    made = Table(*columns, title=title or None, title_justify="left")
     for row in rows:
-        table.add_row(*(Text(_text(row[column])) for column in columns))
-    Console().print(table)
+        made.add_row(*(Text(_text(row[column])) for column in columns))
+    return made
 
 
-def _text(value: Cell | list[str]) -> str:
+def _show_table(rows: Iterable[Row], columns: Sequence[str], title: str) -> None:
+    from rich.console import Console  # noqa: PLC0415
+
+    Console().print(table(rows, columns, title))
+
+
+def _text(value: Cell | list[str] | dict[str, Cell]) -> str:
     """A cell on one line: what comes from others must not move the cursor or start a line."""
     if isinstance(value, list):
         value = ", ".join(value)

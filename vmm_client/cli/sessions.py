@@ -1,20 +1,20 @@
-"""`vmm ls`."""
+"""`vmm sessions`."""
 
 from __future__ import annotations
 
-from datetime import UTC
-from typing import Annotated
+from typing import Annotated, Final
 
 from cyclopts import Parameter
 from vmsession.v1.vm_session_pb2 import Session
 
+from vmm_client.cli.moments import age, exact_time
 from vmm_client.cli.output import Row, show, size
 from vmm_client.connection import connect
 
-COLUMNS = ("session", "label", "engine", "vcpus", "memory", "uid", "pid", "since")
+COLUMNS: Final = ("session", "label", "engine", "vcpus", "memory", "uid", "pid", "age")
 
 
-def ls(
+def sessions(
     *,
     json: Annotated[bool, Parameter(negative="")] = False,
     socket: str | None = None,
@@ -29,11 +29,12 @@ def ls(
         Core's socket; by default the one of $VMSESSION_SOCKET, yours, or the system's.
     """
     with connect(socket) as core:
-        rows = [_row(session) for session in core.sessions()]
+        rows = [session_row(session) for session in core.sessions()]
     show(rows, COLUMNS, as_json=json)
 
 
-def _row(session: Session) -> Row:
+def session_row(session: Session) -> Row:
+    """All of a session; `memory` and `age` are for people."""
     return {
         "session": session.name,
         "label": session.label,
@@ -45,5 +46,6 @@ def _row(session: Session) -> Row:
         "uid": session.client.uid,
         "pid": session.client.pid,
         "engine_pid": session.engine_pid,
-        "since": session.create_time.ToDatetime(UTC).isoformat(sep=" ", timespec="seconds"),
+        "created": exact_time(session.create_time),
+        "age": age(session.create_time),
     }

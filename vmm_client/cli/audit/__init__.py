@@ -1,0 +1,1 @@
+"""`vmm audit`: one module per subcommand."""
