@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 REMEMBERED_DEATHS: Final = 64
 TRANSFERS_AT_ONCE: Final = 8
+QUERIES_AT_ONCE: Final = 2
 
 Made = TypeVar("Made")
 
@@ -28,11 +29,14 @@ class Client:
 
     def __init__(
         self,
+        name: str,
         identity: Identity,
         account: Account,
         grace: float,
         ended: Callable[[Client, str], None],
     ) -> None:
+        self.name = name
+        self.on_record = False
         self.identity = identity
         self.account = account
         self.sessions: dict[str, Session] = {}
@@ -40,6 +44,8 @@ class Client:
         self.connections = 0
         self.reclaimed = False
         self.transfers = asyncio.Semaphore(TRANSFERS_AT_ONCE)
+        self.queries = asyncio.Semaphore(QUERIES_AT_ONCE)
+        self.watches = 0
         self._grace = grace
         self._ended = ended
         self._leases = 0

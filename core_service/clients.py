@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import structlog
@@ -14,11 +14,13 @@ from core_service.refusal import Refusal
 
 if TYPE_CHECKING:
     from core_service.identity import Identity
+    from core_service.names import Names
     from core_service.settings import Settings
     from core_service.users import Users
 
 log = structlog.get_logger()
 
+Admitted = Callable[[Client], None]
 Reclaim = Callable[[Client, str], None]
 
 
@@ -26,9 +28,13 @@ class Clients:
     """One `Client` for each process, however many connections it has. A process in another PID
     namespace cannot be told from others of its user, so there each connection is a client."""
 
-    def __init__(self, settings: Settings, users: Users, reclaim: Reclaim) -> None:
+    def __init__(
+        self, settings: Settings, users: Users, names: Names, admitted: Admitted, reclaim: Reclaim
+    ) -> None:
         self._settings = settings
         self._users = users
+        self._names = names
+        self._admitted = admitted
         self._reclaim = reclaim
         self._by_identity: dict[Identity, Client] = {}
         self._by_peer: dict[str, Client] = {}
@@ -38,10 +44,12 @@ class Clients:
     def __len__(self) -> int:
         return len(self._by_identity) + len(self._anonymous)
 
+    def __iter__(self) -> Iterator[Client]:
+        return iter((*self._by_identity.values(), *self._anonymous))
+
     def of_user(self, uid: int) -> int:
         """How many clients a user has."""
-        everybody = (*self._by_identity.values(), *self._anonymous)
-        return sum(1 for client in everybody if client.identity.uid == uid)
+        return sum(1 for client in self if client.identity.uid == uid)
 
     @property
     def watched(self) -> int:
@@ -78,7 +86,7 @@ class Clients:
 
     def end_all(self, cause: str) -> None:
         """Core stops."""
-        for client in [*self._by_identity.values(), *self._anonymous]:
+        for client in self:
             client.end(cause)
 
     def _admit(self, identity: Identity, pidfd: int | None) -> Client:
@@ -87,7 +95,8 @@ class Clients:
             self._settings.client_ram,
             self._settings.client_capabilities,
         )
-        client = Client(identity, account, self._settings.grace, self._ended)
+        name = self._names.new("clients")
+        client = Client(name, identity, account, self._settings.grace, self._ended)
         if identity.pid:
             self._by_identity[identity] = client
         else:
@@ -95,6 +104,7 @@ class Clients:
         if pidfd is not None:
             self._watches[client] = pidfd
             asyncio.get_running_loop().add_reader(pidfd, client.end, "client process ended")
+        self._admitted(client)
         log.info("client connected", uid=identity.uid, gid=identity.gid, pid=identity.pid)
         return client
 

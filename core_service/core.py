@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from core_service.audit import AuditFailure, AuditLog, Query
+from core_service.audit.watch import News
 from core_service.clients import Clients
 from core_service.dataspaces import Dataspaces, holder
 from core_service.engine.catalog import Catalog
@@ -21,36 +24,87 @@ from core_service.users import Users
 from dataspace.errors import OutOfCaps, OutOfRam
 from dataspace.ledger import Ledger
 from dataspace.quota import Account, Amount
+from dataspace.record import EventKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from core_service.client import Client
     from core_service.dataspaces import Dataspace
+    from core_service.engine.process import EngineProcess
     from core_service.settings import Settings
     from core_service.vcpu import Vcpu
 
 log = structlog.get_logger()
 
+BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
 
 class Core:
-    """The service without its sockets: clients, sessions, dataspaces, engines."""
+    """The service without its sockets: clients, sessions, dataspaces, engines. Owns the audit log."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, audit: AuditLog) -> None:
         self.settings = settings
-        self.names = Names()
+        self.audit = audit
+        self.news = News(audit)
+        log_of_past = Query(audit.directory)
+        self.names = Names(lambda name: bool(log_of_past.history(name, limit=1)))
         self.users = Users(settings.ram, settings.capabilities, settings.sessions_per_user)
-        self.ledger = Ledger(history=settings.history)
+        self.ledger = Ledger(
+            audit.append,
+            history=settings.history,
+            revision=audit.last_revision,
+            boot_id=BOOT_ID.read_text().strip(),
+        )
         self.dataspaces = Dataspaces(self.ledger, self.users)
         self.shares = Shares(self.dataspaces, self.names)
         self.roms = Roms(settings.rom_paths, self.dataspaces, self.names)
-        self.clients = Clients(settings, self.users, self._reclaim_soon)
+        self.clients = Clients(
+            settings, self.users, self.names, self._client_admitted, self._reclaim_soon
+        )
         self.tickets = Tickets(settings.ticket_life)
         self.engines = Catalog(settings)
         self.sessions: dict[str, Session] = {}
         self.stopping = False
         self.on_client_end: Callable[[Client], None] = lambda client: None
         self._reclaiming: set[asyncio.Task[None]] = set()
+
+    async def begin(self) -> None:
+        """Before anybody is served: what lived in a core that was killed is lost.
+
+        Raises AuditFailure.
+        """
+        for name, kind in self.audit.alive():
+            detail = {"kind": kind}
+            self.ledger.note(EventKind.LOST, name, cause="lost at crash", detail=detail)
+        myself = f"{os.geteuid()}:{os.getegid()}:{os.getpid()}"
+        self.ledger.note(
+            EventKind.STARTED, self.names.core, detail={"kind": "core", "holder": myself}
+        )
+        await self.everything_recorded()
+
+    async def everything_recorded(self) -> None:
+        """Return when all that happened so far is on disk. Raises AuditFailure."""
+        await self.audit.recorded(self.ledger.revision)
+
+    def must_record(self, client: Client) -> None:
+        """Before a client makes anything. Raises AuditFailure if it could not be recorded."""
+        self.audit.require()
+        self._client_admitted(client)
+
+    def _client_admitted(self, client: Client) -> None:
+        """One that comes while the log cannot be written may look and free, and is on record with the
+        first thing that it makes."""
+        if self.audit.healthy and not client.on_record:
+            who = holder(client)
+            self.ledger.note(
+                EventKind.OPENED,
+                client.name,
+                actor=who,
+                cause="connected",
+                detail={"kind": "client", "holder": who},
+            )
+            client.on_record = True
 
     # -- sessions
 
@@ -64,13 +118,13 @@ class Core:
         client.must_live()
         quota = _session_quota(client.account, ram, capabilities)
         self.users.open_session(client.identity.uid)
+        name = self.names.new("sessions")
         try:
             with client.account.charged(caps=1):
-                process = await self.engines.start(engine)
+                process = await self._start_on_record(name, label, client, engine)
         except BaseException:
             self.users.close_session(client.identity.uid)
             raise
-        name = self.names.new("sessions")
         account = Account(name, quota.ram, quota.caps, client.account)
         session = Session(name, label, client, account, process, self.dataspaces)
         self.sessions[name] = client.sessions[name] = session
@@ -81,9 +135,33 @@ class Core:
             client.must_live()
         return session
 
-    async def close_session(self, session: Session, cause: str) -> None:
+    async def _start_on_record(
+        self, name: str, label: str, client: Client, engine: str
+    ) -> EngineProcess:
+        process = await self.engines.start(engine)
+        who = holder(client)
+        try:
+            self.ledger.note(
+                EventKind.OPENED,
+                name,
+                actor=who,
+                cause="CreateSession",
+                detail={
+                    "kind": "session",
+                    "holder": who,
+                    "engine": process.name,
+                    "engine_pid": process.pid,
+                },
+                label=label,
+            )
+        except BaseException:
+            await process.stop()
+            raise
+        return process
+
+    async def close_session(self, session: Session, cause: str, actor: str = "") -> None:
         """End a session and forget it."""
-        await session.close(cause)
+        await session.close(cause, actor)
         if self.sessions.pop(session.name, None):
             del session.client.sessions[session.name]
             session.client.account.refund(caps=1)
@@ -113,6 +191,11 @@ class Core:
         session.client.session_died(session.name, why)
         self._in_background(self.close_session(session, f"engine ended: {why}"))
 
+    def committed(self, name: str) -> int:
+        """Bytes of a dataspace that are backed by memory now, 0 once it is gone."""
+        dataspace = self.dataspaces.all.get(name)
+        return dataspace.memory.committed() if dataspace else 0
+
     # -- fds
 
     def hand_out(self, client: Client, request: str) -> int:
@@ -124,9 +207,10 @@ class Core:
             self._page(client, name) if "/vcpus/" in name else self.dataspaces.of(client, name)
         )
         writable = dataspace.memory.writable and not rights
+        self.must_record(client)
         fd = dataspace.memory.hand_out(writable)
         try:
-            self.ledger.hand_out(name, writable, actor=holder(client))
+            self.ledger.hand_out(name, writable, actor=holder(client), cause="fd channel")
         except BaseException:
             os.close(fd)
             raise
@@ -152,6 +236,8 @@ class Core:
         for dataspace in list(client.dataspaces.values()):
             await self.dataspaces.end(dataspace, cause)
         self.users.close_client(client.identity.uid, client.account)
+        if client.on_record:
+            self.ledger.note(EventKind.CLOSED, client.name, cause=cause)
 
     def _in_background(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -172,6 +258,12 @@ class Core:
         self.tickets.close()
         self.dataspaces.close()
         await self.engines.close()
+        self.ledger.note(EventKind.STOPPED, self.names.core, cause="core stops")
+        try:
+            await asyncio.to_thread(self.audit.close)
+        except AuditFailure as failure:
+            log.error("audit log is not complete", why=str(failure))  # noqa: TRY400 - no defect
+        self.news.close()
 
 
 def _session_quota(account: Account, ram: int, capabilities: int) -> Amount:

@@ -16,6 +16,7 @@ import structlog
 from core_service.refusal import invalid, not_found
 from dataspace.errors import NotWritable, StillWritable
 from dataspace.memory import ram
+from dataspace.record import DataspaceKind, EventKind
 from dataspace.view import View
 
 if TYPE_CHECKING:
@@ -27,13 +28,18 @@ if TYPE_CHECKING:
     from core_service.users import Users
     from dataspace.ledger import Ledger
     from dataspace.quota import Account
-    from dataspace.record import DataspaceKind
 
 log = structlog.get_logger()
 
 SIZE_LIMIT: Final = 1 << 46
 PROBE_INTERVAL: Final = 0.25
 PROBES_AT_ONCE: Final = 1000  # at 3 us each
+MADE_BY: Final[dict[DataspaceKind, str]] = {
+    "ram": "CreateDataspace",
+    "rom": "CreateRom",
+    "vcpu_page": "CreateVcpu",
+    "share": "AcceptShare",
+}
 
 
 @dataclass(eq=False)
@@ -75,12 +81,14 @@ class Dataspace:
 
 
 class Dataspaces:
-    """Creates and frees dataspaces, and keeps the ledger of them."""
+    """Creates and frees dataspaces, and keeps the ledger of them. `all` are those that are charged, by
+    name, whoever holds them."""
 
     def __init__(self, ledger: Ledger, users: Users) -> None:
         self.ledger = ledger
         self._users = users
         self.before_end: Callable[[Dataspace], Awaitable[None]] = _nothing
+        self.all: dict[str, Dataspace] = {}
         self._held: dict[str, Dataspace] = {}
         self._probing: asyncio.TimerHandle | None = None
 
@@ -92,24 +100,40 @@ class Dataspaces:
         client.dataspaces[name] = dataspace
         return dataspace
 
-    def allocate(
-        self, name: str, kind: DataspaceKind, size: int, account: Account, client: Client
+    def allocate(  # noqa: PLR0913, PLR0917 - the fields of a record
+        self,
+        name: str,
+        kind: DataspaceKind,
+        size: int,
+        account: Account,
+        client: Client,
+        label: str = "",
     ) -> Dataspace:
         """Memory of `size` bytes, charged to `account` with one capability, and on record."""
         size = -(-size // 4096) * 4096
         with account.charged(ram=size, caps=1):
             memory = ram(size, memory_name(name), sealable=kind == "ram")
-            return self.record(Dataspace(name, kind, View(memory), account, client))
+            return self.record(Dataspace(name, kind, View(memory), account, client), label)
 
-    def record(self, made: Dataspace) -> Dataspace:
+    def record(self, made: Dataspace, label: str = "") -> Dataspace:
         """Put what was made and charged on record; its memory is closed if that fails."""
         origin = made.origin.name if made.origin else ""
         who = holder(made.client)
         try:
-            self.ledger.create(made.name, made.kind, made.size, who, origin=origin, actor=who)
+            self.ledger.create(
+                made.name,
+                made.kind,
+                made.size,
+                who,
+                origin=origin,
+                actor=who,
+                cause=MADE_BY[made.kind],
+                label=label,
+            )
         except BaseException:
             made.memory.close()
             raise
+        self.all[made.name] = made
         return made
 
     @staticmethod
@@ -132,7 +156,7 @@ class Dataspaces:
             for each in dataspace.all_views:
                 _must_not_write(each, client)
             await asyncio.to_thread(dataspace.memory.memory.seal)
-            self.ledger.seal(name, actor=holder(client))
+            self.ledger.seal(name, actor=holder(client), cause="SealDataspace")
             return dataspace
 
     async def written(self, dataspace: Dataspace, offset: int, size: int) -> None:
@@ -158,7 +182,9 @@ class Dataspaces:
         async with dataspace.changing:
             await self.before_end(dataspace)
             sessions = list(dataspace.sessions)
-            await asyncio.gather(*(each.detach_dataspace(dataspace) for each in sessions))
+            await asyncio.gather(
+                *(each.detach_dataspace(dataspace, cause, actor) for each in sessions)
+            )
             held = self.dispose(dataspace, cause, actor)
         del dataspace.client.dataspaces[dataspace.name]
         return held
@@ -190,13 +216,25 @@ class Dataspaces:
             self._users.let_go(dataspace.uid)
 
     def close(self) -> None:
-        """Core stops: give up what is still held."""
+        """Core stops: give up what is still held, by whom it is not known."""
         if self._probing:
             self._probing.cancel()
             self._probing = None
         self.probe()
+        for dataspace in self._held.values():
+            self.ledger.note(
+                EventKind.LOST,
+                dataspace.name,
+                cause="core stops",
+                detail={"kind": dataspace.kind},
+            )
+
+    def is_held(self, dataspace: Dataspace) -> bool:
+        """Whether its owner freed it, and somebody else has not let go."""
+        return dataspace.name in self._held
 
     def _refund(self, dataspace: Dataspace) -> None:
+        del self.all[dataspace.name]
         dataspace.memory.close()
         dataspace.account.refund(ram=dataspace.size, caps=1)
 

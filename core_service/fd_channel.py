@@ -13,7 +13,7 @@ import os
 import socket
 import struct
 import termios
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -35,15 +35,20 @@ CLIENT_LIMIT: Final = 16  # channels of one client
 ACCEPT_AGAIN: Final = 1.0  # seconds after the system had no fd left for a connection
 
 HandOut = Callable[["Client", str], int]
+Recorded = Callable[[], Awaitable[None]]
 
 
 class FdChannels:
-    """Accepts fd channels. `hand_out(client, request)` opens a new fd for one request."""
+    """Accepts fd channels. `hand_out(client, request)` opens a new fd for one request; once `recorded`
+    returns, that is on record."""
 
-    def __init__(self, clients: Clients, tickets: Tickets, hand_out: HandOut) -> None:
+    def __init__(
+        self, clients: Clients, tickets: Tickets, hand_out: HandOut, recorded: Recorded
+    ) -> None:
         self.clients = clients
         self.tickets = tickets
         self.hand_out = hand_out
+        self.recorded = recorded
         self._listening: socket.socket | None = None
         self._open: set[FdChannel] = set()
         self._accepting_again: asyncio.TimerHandle | None = None
@@ -116,6 +121,7 @@ class FdChannel:
         self._connection = connection
         loop = asyncio.get_running_loop()
         self._identification = loop.call_later(10, self._unidentified)
+        self._sending: asyncio.Task[None] | None = None
         loop.add_reader(connection.fileno(), self._readable)
 
     def unidentified(self, uid: int) -> bool:
@@ -176,13 +182,27 @@ class FdChannel:
         except (Refusal, DataspaceError) as refusal:
             self.send(f"error {refusal.reason} {refusal}")
             return
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._connection.fileno())
+        self._sending = loop.create_task(self._send_recorded(fd))
+
+    async def _send_recorded(self, fd: int) -> None:
+        """The next request is read when this one is answered. An fd that could not be recorded is on
+        record as handed out later, and stays here."""
         try:
-            socket.send_fds(self._connection, [b"ok"], [fd])
+            await self._channels.recorded()
+            if self._connection.fileno() >= 0:
+                socket.send_fds(self._connection, [b"ok"], [fd])
+        except Refusal as refusal:
+            self.send(f"error {refusal.reason} {refusal}")
         except OSError as error:
             log.warning("cannot send an fd", error=str(error))
             self.close()
         finally:
             os.close(fd)
+        if self._connection.fileno() >= 0:
+            loop = asyncio.get_running_loop()
+            loop.add_reader(self._connection.fileno(), self._readable)
 
     def send(self, text: str) -> None:
         """Send a packet, or close the channel of a client that does not read."""

@@ -10,16 +10,25 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final, TextIO, cast
+from typing import Final, TextIO, cast, get_args
 
 import structlog
 import uvloop
 
+from core_service.audit import AuditError, AuditFailure
+from core_service.audit.store import Durability
+from core_service.audit.writer import FILE_EVENTS
 from core_service.service import Service, SocketInUseError
-from core_service.settings import Settings, capabilities_within, default_directory
+from core_service.settings import (
+    Settings,
+    capabilities_within,
+    default_audit_directory,
+    default_directory,
+)
 
 PR_SET_DUMPABLE: Final = 4
 UNLIMITED_DESCRIPTORS: Final = 1 << 20
@@ -38,11 +47,17 @@ def main() -> None:
         capabilities=capabilities,
         client_capabilities=client_capabilities,
         rom_paths=tuple(arguments.rom_path),
+        audit_directory=arguments.audit_directory,
+        audit_durability=arguments.audit_durability,
+        audit_file_events=arguments.audit_file_events,
+        audit_keep_files=arguments.audit_keep_files,
     )
     try:
         uvloop.run(serve(settings))
     except SocketInUseError as error:
         sys.exit(f"vmcore: another core serves on {error}; stop it, or choose another --directory")
+    except (AuditError, AuditFailure) as error:
+        sys.exit(f"vmcore: {error}; repair the audit log, or choose another --audit-directory")
     except PermissionError as error:
         sys.exit(
             f"vmcore: {error}; choose a --directory that you may write, and name "
@@ -100,6 +115,34 @@ def _parser() -> argparse.ArgumentParser:
         "(default: none)",
     )
     serving.add_argument(
+        "--audit-directory",
+        type=Path,
+        default=default_audit_directory(),
+        metavar="DIR",
+        help="where the audit log is kept (default: %(default)s)",
+    )
+    serving.add_argument(
+        "--audit-durability",
+        choices=get_args(Durability),
+        default="process",
+        help="what the log survives, to its last event: the end of the process, or the loss of power, "
+        "which costs a disk write for each change (default: process)",
+    )
+    serving.add_argument(
+        "--audit-file-events",
+        type=_count(1),
+        default=FILE_EVENTS,
+        metavar="N",
+        help="events after which a new file of the log begins (default: %(default)s)",
+    )
+    serving.add_argument(
+        "--audit-keep-files",
+        type=_count(0),
+        default=0,
+        metavar="N",
+        help="newest files of the log that are kept; 0 keeps all (default: 0)",
+    )
+    serving.add_argument(
         "--log-level", choices=("debug", "info", "warning", "error"), default="info"
     )
     return parser
@@ -117,6 +160,15 @@ def _directory(text: str) -> Path:
         if (directory := Path(text).resolve(strict=True)).is_dir():
             return directory
     raise argparse.ArgumentTypeError(f"{text!r} is no directory")
+
+
+def _count(least: int) -> Callable[[str], int]:
+    def count(text: str) -> int:
+        if text.isascii() and text.isdecimal() and least <= int(text) <= 1 << 31:
+            return int(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is no number within {least} and {1 << 31}")
+
+    return count
 
 
 def _seconds(text: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from itertools import count
 from typing import Final
 
@@ -19,11 +20,19 @@ def encode(number: int) -> str:
 
 
 class Names:
-    """Gives names such as `sessions/7k2m1`: four digits drawn at core's start, and a counter."""
+    """Gives names such as `sessions/7k2m1`: four digits drawn at core's start, and a counter. Core's own
+    name, `cores/7k2m`, tells that the digits are used; `known` is whether an earlier core had a name."""
 
-    def __init__(self) -> None:
-        self._boot = "".join(secrets.choice(ALPHABET) for _ in range(BOOT_DIGITS))
+    def __init__(self, known: Callable[[str], bool]) -> None:
+        self._boot = _draw()
+        while known(self.core):
+            self._boot = _draw()
         self._numbers = count(1)
+
+    @property
+    def core(self) -> str:
+        """Core's own name."""
+        return f"cores/{self._boot}"
 
     def new(self, collection: str) -> str:
         """A new name in `collection`."""
@@ -33,6 +42,10 @@ class Names:
         """Whether a name is of this core and collection: of something that is there, or was."""
         start = f"{collection}/{self._boot}"
         return name.startswith(start) and set(name.removeprefix(start)) <= set(ALPHABET)
+
+
+def _draw() -> str:
+    return "".join(secrets.choice(ALPHABET) for _ in range(BOOT_DIGITS))
 
 
 def age_order(name: str) -> tuple[int, str]:

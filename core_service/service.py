@@ -30,6 +30,7 @@ from vmsession.v1 import (
     vm_session_pb2_grpc,
 )
 
+from core_service.audit import AuditLog
 from core_service.census import Census, take_census
 from core_service.core import Core
 from core_service.fd_channel import FdChannels
@@ -38,6 +39,7 @@ from core_service.rpc.audit_servicer import AuditServicer
 from core_service.rpc.core_servicer import CoreServicer
 from core_service.rpc.dataspace_servicer import DataspaceServicer
 from core_service.rpc.interceptor import Errors
+from core_service.rpc.recording import Recording
 from core_service.rpc.vm_session_servicer import VmSessionServicer
 
 if TYPE_CHECKING:
@@ -66,7 +68,7 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.core = Core(settings)
+        self._core: Core | None = None
         self._idle = Census()
         self._bound: list[Path] = []
         self._inner: Path | None = None
@@ -76,25 +78,39 @@ class Service:
         self._channels: FdChannels | None = None
 
     async def start(self) -> None:
-        """Serve. Raises OSError, SocketInUseError."""
+        """Serve. Raises OSError, SocketInUseError, AuditError, AuditFailure."""
         self._settings.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         try:
             self._lock = lock(self._settings.lock)
         except BlockingIOError:
             raise SocketInUseError(str(self._settings.socket)) from None
+        core = self._core = await self._begin()
         public = self._listen(self._settings.socket, socket.SOCK_STREAM)
         fds = self._listen(self._settings.fd_socket, socket.SOCK_SEQPACKET)
         self._inner = self._make_inner()
         grpc_socket = self._inner / "grpc.sock"
         check_path(grpc_socket)
-        self._server = await self._serve_inner(grpc_socket)
-        self._channels = FdChannels(self.core.clients, self.core.tickets, self.core.hand_out)
-        self.core.on_client_end = self._channels.close_of
+        self._server = await self._serve_inner(core, grpc_socket)
+        self._channels = FdChannels(
+            core.clients, core.tickets, core.hand_out, core.everything_recorded
+        )
+        core.on_client_end = self._channels.close_of
         self._channels.open(fds)
-        self._door = FrontDoor(self.core.clients, grpc_socket, self._settings.connections_per_user)
+        self._door = FrontDoor(core.clients, grpc_socket, self._settings.connections_per_user)
         await self._door.open(public)
         self._idle = take_census()
         log.info("serving", socket=str(self._settings.socket))
+
+    async def _begin(self) -> Core:
+        audit = AuditLog.open(
+            self._settings.audit_directory,
+            self._settings.audit_durability,
+            self._settings.audit_file_events,
+            self._settings.audit_keep_files,
+        )
+        core = Core(self._settings, audit)
+        await core.begin()
+        return core
 
     def _make_inner(self) -> Path:
         """The directory of the inner socket, 0700; what a killed core left goes, as the lock is ours."""
@@ -108,20 +124,16 @@ class Service:
         self._bound.append(path)
         return listening
 
-    async def _serve_inner(self, path: Path) -> grpc.aio.Server:
+    async def _serve_inner(self, core: Core, path: Path) -> grpc.aio.Server:
         server = grpc.aio.server(
-            interceptors=[Errors()],
+            interceptors=[Errors(), Recording(core)],
             options=[("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION)],
         )
-        core_pb2_grpc.add_CoreServiceServicer_to_server(CoreServicer(self.core), server)
-        vm_session_pb2_grpc.add_VmSessionServiceServicer_to_server(
-            VmSessionServicer(self.core), server
-        )
-        dataspace_pb2_grpc.add_DataspaceServiceServicer_to_server(
-            DataspaceServicer(self.core), server
-        )
+        core_pb2_grpc.add_CoreServiceServicer_to_server(CoreServicer(core), server)
+        vm_session_pb2_grpc.add_VmSessionServiceServicer_to_server(VmSessionServicer(core), server)
+        dataspace_pb2_grpc.add_DataspaceServiceServicer_to_server(DataspaceServicer(core), server)
         audit_pb2_grpc.add_AuditServiceServicer_to_server(
-            AuditServicer(self.core, self.extra_fds), server
+            AuditServicer(core, self.extra_fds), server
         )
         checks = HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
@@ -138,7 +150,8 @@ class Service:
         """End all clients, then the sockets; nothing is left."""
         if self._door:
             self._door.stop_accepting()
-        await self.core.stop()
+        if self._core:
+            await self._core.stop()
         if self._channels:
             self._channels.close()
         if self._server:
@@ -156,7 +169,8 @@ class Service:
 
     def extra_fds(self) -> int:
         """fds held for clients: memory, engines. Those of their leases are not counted."""
-        leases = self.core.clients.watched + len(self._channels or ())
+        assert self._core
+        leases = self._core.clients.watched + len(self._channels or ())
         return take_census().total - self._idle.total - leases
 
 

@@ -22,6 +22,7 @@ from core_service.engine.protocol import MalformedPacketError
 from core_service.refusal import Refusal, invalid, not_found
 from core_service.vcpu import Vcpu
 from dataspace.address_map import AddressMap
+from dataspace.record import EventKind
 from dataspace.vcpu_page import PAGE_BYTES
 
 if TYPE_CHECKING:
@@ -31,11 +32,13 @@ if TYPE_CHECKING:
     from core_service.engine.protocol import Exit
     from dataspace.attachments import Attachment
     from dataspace.quota import Account
+    from dataspace.record import Detail
 
 log = structlog.get_logger()
 
 RAM_QUOTA: Final = 1 << 20
 CAPABILITY_QUOTA: Final = 256
+AT_ONCE: Final = 256  # records written before others have their turns
 
 
 class State(Enum):
@@ -90,6 +93,13 @@ class Session:
         if self.state is not State.OPEN:
             raise not_found(self.name)
 
+    def upgrade(self, ram: int, capabilities: int) -> None:
+        """Transfer quota from the client. Raises OutOfRam, OutOfCaps; what the ledger's sink raises."""
+        self.account.admit_upgrade(ram, capabilities)
+        asked = {"ram": ram, "capabilities": capabilities}
+        self._note(EventKind.UPGRADED, self.name, "UpgradeQuota", holder(self.client), asked)
+        self.account.upgrade(ram, capabilities)
+
     # -- vCPUs
 
     async def create_vcpu(self, index: int, *, page_transport: bool) -> Vcpu:
@@ -112,17 +122,40 @@ class Session:
     async def _make_vcpu(self, name: str, index: int, page_transport: bool) -> Vcpu:
         if not page_transport:
             with self.account.charged(ram=PAGE_BYTES, caps=1):
-                await self.engine.create_vcpu(index, None)
+                await self._make_in_engine(name, index, None)
             self.vcpus[index] = Vcpu(name, index, None)
             return self.vcpus[index]
-        page = self._dataspaces.allocate(name, "vcpu_page", PAGE_BYTES, self.account, self.client)
+        page = self._dataspaces.allocate(
+            name, "vcpu_page", PAGE_BYTES, self.account, self.client, self.label
+        )
         try:
-            await self.engine.create_vcpu(index, page.memory)
+            await self._make_in_engine(name, index, page)
         except BaseException:
             self._dataspaces.dispose(page, "vCPU could not be created")
             raise
         self.vcpus[index] = Vcpu(name, index, page)
         return self.vcpus[index]
+
+    async def _make_in_engine(self, name: str, index: int, page: Dataspace | None) -> None:
+        who = holder(self.client)
+        self._note(EventKind.OPENED, name, "CreateVcpu", who, {"kind": "vcpu", "holder": who})
+        try:
+            await self.engine.create_vcpu(index, page.memory if page else None)
+        except BaseException:
+            self._note(EventKind.CLOSED, name, "vCPU could not be created")
+            raise
+
+    def _note(
+        self,
+        kind: EventKind,
+        subject: str,
+        cause: str,
+        actor: str = "",
+        detail: Detail | None = None,
+    ) -> None:
+        self._dataspaces.ledger.note(
+            kind, subject, actor=actor, cause=cause, detail=detail, label=self.label
+        )
 
     def vcpu(self, index: str) -> Vcpu:
         """A vCPU by the last part of its name. Raises Refusal NOT_FOUND."""
@@ -172,21 +205,31 @@ class Session:
         dataspace.sessions.add(self)
         try:
             with self.account.charged(caps=1):
-                await self.engine.map(dataspace.memory, attachment)
+                self._record_attached(attachment)
+                try:
+                    await self.engine.map(dataspace.memory, attachment)
+                except BaseException:
+                    self._record_detached(attachment, "it could not be mapped")
+                    raise
         except BaseException:
             self._map.detach(gpa, size)
             self._forget_unattached(dataspace.name)
             raise
-        self.attached_bytes += size
+
+    def _record_attached(self, attachment: Attachment) -> None:
         self._dataspaces.ledger.attach(
-            dataspace.name,
+            attachment.dataspace,
             self.name,
-            gpa,
-            size,
+            attachment.gpa,
+            attachment.size,
             attachment.offset,
             attachment.writable,
+            attachment.executable,
             actor=holder(self.client),
+            cause="Attach",
+            label=self.label,
         )
+        self.attached_bytes += attachment.size
 
     async def detach(self, gpa: int, size: int) -> list[Attachment]:
         """Unmap exactly a range. Raises InvalidRange, AddressMapFull, OutOfCaps, Refusal."""
@@ -200,7 +243,7 @@ class Session:
                 if pieces:
                     await self.engine.unmap(gpa, size)
             finally:  # an engine that did not unmap it ends, and then it is unmapped, too
-                self._record_detached(pieces)
+                await self._forget_pieces(pieces, "Detach", holder(self.client))
                 self.account.refund(caps=before + splits - len(self._map))
             return pieces
 
@@ -209,34 +252,46 @@ class Session:
         first = self._map.find(gpa)
         return first is not None and first.gpa < gpa and gpa + size < first.end
 
-    async def detach_dataspace(self, dataspace: Dataspace) -> None:
+    async def detach_dataspace(self, dataspace: Dataspace, cause: str, actor: str) -> None:
         """Unmap a dataspace wherever it is attached here; where the engine fails, the session ends."""
         try:
             async with self._mutation:
                 if self.state is State.OPEN:
-                    await self._unmap_dataspace(dataspace)
+                    await self._unmap_dataspace(dataspace, cause, actor)
         except Refusal:
             await self.close("engine failed")
         if self.closing:
             await self.closed()
 
-    async def _unmap_dataspace(self, dataspace: Dataspace) -> None:
+    async def _unmap_dataspace(self, dataspace: Dataspace, cause: str, actor: str) -> None:
         pieces = self._map.detach_dataspace(dataspace.name)
         try:
             for piece in pieces:
                 await self.engine.unmap(piece.gpa, piece.size)
         finally:
-            self._record_detached(pieces)
+            await self._forget_pieces(pieces, cause, actor)
             self.account.refund(caps=len(pieces))
 
-    def _record_detached(self, pieces: list[Attachment]) -> None:
-        for piece in pieces:
-            self.attached_bytes -= piece.size
-            self._dataspaces.ledger.detach(
-                piece.dataspace, self.name, piece.gpa, piece.size, actor=holder(self.client)
-            )
+    async def _forget_pieces(self, pieces: list[Attachment], cause: str, actor: str) -> None:
+        """They are mapped no more. Many take long: others have their turns meanwhile."""
+        for number, piece in enumerate(pieces, 1):
+            self._record_detached(piece, cause, actor)
+            if number % AT_ONCE == 0:
+                await asyncio.sleep(0)
         for name in {piece.dataspace for piece in pieces}:
             self._forget_unattached(name)
+
+    def _record_detached(self, piece: Attachment, cause: str, actor: str = "") -> None:
+        self.attached_bytes -= piece.size
+        self._dataspaces.ledger.detach(
+            piece.dataspace,
+            self.name,
+            piece.gpa,
+            piece.size,
+            actor=actor,
+            cause=cause,
+            label=self.label,
+        )
 
     def _forget_unattached(self, dataspace: str) -> None:
         if not self._map.of(dataspace):
@@ -273,11 +328,11 @@ class Session:
 
     # -- the end
 
-    async def close(self, cause: str) -> None:
+    async def close(self, cause: str, actor: str = "") -> None:
         """End the session, whoever asks first; returns when nothing of it is left."""
         if self._closing is None:
             self.state = State.CLOSING
-            self._closing = asyncio.get_running_loop().create_task(self._close(cause))
+            self._closing = asyncio.get_running_loop().create_task(self._close(cause, actor))
         await self.closed()
 
     async def closed(self) -> None:
@@ -285,27 +340,29 @@ class Session:
         assert self._closing
         await asyncio.shield(self._closing)
 
-    async def _close(self, cause: str) -> None:
+    async def _close(self, cause: str, actor: str) -> None:
         died = self.engine.died
         for vcpu in self.vcpus.values():
             vcpu.exits.end(died or "")
         await self.engine.stop()
         async with self._mutation:  # the one under way fails now, and cleans up after itself
-            self._give_back(cause)
+            await self._give_back(cause, actor)
         self.state = State.CLOSED
         log.info("session closed", session=self.name, cause=cause)
 
-    def _give_back(self, cause: str) -> None:
+    async def _give_back(self, cause: str, actor: str) -> None:
         pieces = self._map.detach_all()
-        self._record_detached(pieces)
+        await self._forget_pieces(pieces, cause, actor)
         self.account.refund(caps=len(pieces))
         for vcpu in self.vcpus.values():
+            self._note(EventKind.CLOSED, vcpu.name, cause, actor)
             if vcpu.page:
-                self._dataspaces.dispose(vcpu.page, cause)
+                self._dataspaces.dispose(vcpu.page, cause, actor)
             else:
                 self.account.refund(ram=PAGE_BYTES, caps=1)
         self.vcpus.clear()
         self.account.close()
+        self._note(EventKind.CLOSED, self.name, cause, actor)
 
 
 def check_label(label: str) -> None:

@@ -6,6 +6,9 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from core_service.audit.store import Durability
+from core_service.audit.writer import FILE_EVENTS
+
 GIB = 1 << 30
 CAPABILITIES = 1_000_000
 CLIENT_CAPABILITIES = 65_536
@@ -25,10 +28,19 @@ def default_directory() -> Path:
     return Path(os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.geteuid()}")) / "vmsession"
 
 
+def default_audit_directory() -> Path:
+    """Where the audit log is: /var/lib/vmsession for root, the user's state directory otherwise."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/vmsession/audit")
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "vmsession" / "audit"
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Paths and limits. RAM in bytes, times in seconds. Clients may have what core can read of the files
-    below `rom_paths`, which are absolute."""
+    below `rom_paths`, which are absolute. The newest `audit_keep_files` files of the audit log are kept,
+    0 keeps all."""
 
     directory: Path = field(default_factory=default_directory)
     socket_mode: int = 0o660
@@ -45,6 +57,10 @@ class Settings:
     engine_stop_limit: float = 5.0
     history: int = 10_000
     rom_paths: tuple[Path, ...] = ()
+    audit_directory: Path = field(default_factory=default_audit_directory)
+    audit_durability: Durability = "process"
+    audit_file_events: int = FILE_EVENTS
+    audit_keep_files: int = 0
 
     @property
     def socket(self) -> Path:

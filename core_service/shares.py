@@ -82,6 +82,7 @@ class Shares:
                 EventKind.SHARED,
                 name,
                 actor=holder(client),
+                cause="ShareDataspace",
                 detail={
                     "dataspace": dataspace.name,
                     "uid": uid,

@@ -6,7 +6,7 @@ knows. The ledger records; it maps, allocates and charges nothing.
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from operator import attrgetter
 from typing import get_args
 
@@ -70,6 +70,7 @@ class Ledger:
         self._revision = revision
         self._boot_id = boot_id
         self._totals = Totals()
+        self._held_by: dict[str, Totals] = {}
         self._living: dict[str, Life] = {}
         self._freed: OrderedDict[str, Life] = OrderedDict()
         self._sharers: dict[str, Counter[str]] = {}  # holders of shares not freed, by origin
@@ -111,7 +112,7 @@ class Ledger:
         )
         if origin:
             self._sharers.setdefault(origin, Counter())[holder] += 1
-        self._totals = self._totals.moved(size, None, State.ALIVE)
+        self._count(self._living[name], None, State.ALIVE)
 
     def attach(  # noqa: PLR0913, PLR0917 - the fields of the event
         self,
@@ -231,17 +232,23 @@ class Ledger:
         revision: int,
         *,
         shown: Callable[[str], bool] = lambda _holder: True,
+        kinds: Collection[str] = get_args(DataspaceKind),
+        session: str = "",
         gone: bool = True,
     ) -> Iterator[tuple[int, Record]]:
         """Iterate over the records of what was created after a revision, oldest first, each with the
-        revision of its creation; only those whose holder is `shown`, or without those that are gone,
-        if so asked. A record is made as it is asked for: who takes a few pays for a few.
+        revision of its creation; only those whose holder is `shown`, of some kinds, attached
+        to a session or the page of a vCPU of it, or without those that are gone, if so asked. A record
+        is made as it is asked for: who takes a few pays for a few.
         """
         lives = [
             life
             for among in ((self._freed, self._living) if gone else (self._living,))
             for life in among.values()
-            if life.revision > revision and shown(life.holder)
+            if life.revision > revision
+            and life.kind in kinds
+            and life.is_of(session)
+            and shown(life.holder)
         ]
         lives.sort(key=attrgetter("revision"))
         return ((life.revision, self._told(life)) for life in lives)
@@ -253,6 +260,17 @@ class Ledger:
     def totals(self) -> Totals:
         """Return the sums over all that ever lived."""
         return self._totals
+
+    def totals_by_holder(self) -> dict[str, Totals]:
+        """Return the sums of each holder who has something, over what he held since he last had
+        nothing."""
+        return dict(self._held_by)
+
+    def _count(self, life: Life, left: State | None, entered: State) -> None:
+        self._totals = self._totals.moved(life.size, left, entered)
+        own = self._held_by.pop(life.holder, Totals()).moved(life.size, left, entered)
+        if own.live or own.held:
+            self._held_by[life.holder] = own
 
     def _told(self, life: Life) -> Record:
         origin = life.origin or life.name
@@ -285,7 +303,7 @@ class Ledger:
         left, entered = life.state, life.after(kind)
         event = self._commit(kind, name, actor, cause, {}, life.label)
         life.enter(entered, event.stamp, cause)
-        self._totals = self._totals.moved(life.size, left, entered)
+        self._count(life, left, entered)
         if entered is State.FREED:
             self._freed[name] = self._living.pop(name)
             self._forget_share(life)

@@ -81,6 +81,10 @@ class Life:
                 "not all attached", gpa=gpa, size=size, session=session, dataspace=self.name
             )
 
+    def is_of(self, session: str) -> bool:
+        """Whether it is attached to a session or the page of a vCPU of it; empty for any."""
+        return not session or session in self._sessions or self.name.startswith(f"{session}/")
+
     def attach(self, session: str, attachment: Attachment) -> None:
         """Note a new mapping."""
         self._sessions.setdefault(session, Attachments()).insert(attachment)

@@ -115,13 +115,17 @@ class Account:
         The parent is charged for what does not weigh on it already. Raises OutOfRam or OutOfCaps
         if it, or an ancestor, lacks quota; then nothing is transferred.
         """
+        self.admit_upgrade(ram, caps)
+        self._ram.transfer(self._whole_pages(ram, caps))
+        self._caps.transfer(caps)
+
+    def admit_upgrade(self, ram: int = 0, caps: int = 0) -> None:
+        """Raise what `upgrade` would, and transfer nothing."""
         ram = self._whole_pages(ram, caps)
         if self._parent is None:
             raise AccountingError(f"{self.label} has no parent to transfer quota from")
         self._ram.admit_transfer(ram)
         self._caps.admit_transfer(caps)
-        self._ram.transfer(ram)
-        self._caps.transfer(caps)
 
     def close(self) -> None:
         """Close the account and give back what was transferred; closing again does nothing.

@@ -163,7 +163,8 @@ def start_core(directory: Path) -> tuple[subprocess.Popen[str], str]:
     core = subprocess.Popen(
         [
             Path(sys.executable).parent / "vmcore",
-            *("serve", "--directory", directory, "--socket-mode", "666", "--log-level", "warning"),
+            *("serve", "--directory", directory, "--audit-directory", directory / "audit"),
+            *("--socket-mode", "666", "--log-level", "warning"),
         ],
         stdout=subprocess.PIPE,
         text=True,

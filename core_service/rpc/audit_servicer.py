@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +11,26 @@ import grpc.aio
 from vmsession.v1 import audit_pb2 as pb
 from vmsession.v1 import audit_pb2_grpc
 
+from core_service.audit.query import EventFilter
 from core_service.dataspaces import uid_of
+from core_service.refusal import invalid, not_found
 from core_service.rpc import convert
-from core_service.rpc.paging import page_size, wrong_token
-from core_service.rpc.sight import sees, sees_all
-from dataspace.record import State
+from core_service.rpc.audit_filters import (
+    NothingToSee,
+    event_filter,
+    record_filter,
+    revision,
+    uid_seen,
+)
+from core_service.rpc.audit_log import AuditQueries
+from core_service.rpc.audit_totals import totals
+from core_service.rpc.audit_watch import Watcher, counted
+from core_service.rpc.paging import LIMIT, page_size, wrong_token
+from dataspace.errors import UnknownDataspace
 
 if TYPE_CHECKING:
+    from core_service.audit.fold import Life
+    from core_service.audit.query import RecordFilter
     from core_service.client import Client
     from core_service.core import Core
 
@@ -24,74 +38,124 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
-    """The ledger, as far as the caller may see it."""
+    """The ledger and the log, as far as the caller may see them."""
 
     def __init__(self, core: Core, extra_fds: Callable[[], int]) -> None:
         self._core = core
         self._extra_fds = extra_fds
 
+    def _client(self, context: Context) -> Client:
+        return self._core.clients.of(context.peer())
+
     async def ListRecords(
         self, request: pb.ListRecordsRequest, context: Context
     ) -> pb.ListRecordsResponse:
-        client = self._core.clients.of(context.peer())
-        ledger = self._core.ledger
-        count = page_size(request.page_size)
-        found = ledger.created_after(
-            self._after(request.page_token),
-            shown=_shown_to(client),
-            gone=not request.alive_only,
-        )
-        chosen = list(islice(found, count))
-        more = next(found, None) is not None
+        client = self._client(context)
+        count, after = page_size(request.page_size), _after(request.page_token)
+        try:
+            only = record_filter(client, request)
+        except NothingToSee:
+            return pb.ListRecordsResponse(revision=self._core.ledger.revision)
+        if request.alive_only or request.session:
+            found = self._living(request.session, only, after, count + 1)
+        else:
+            found = await self._ever(client, only, after, count + 1)
         return pb.ListRecordsResponse(
-            records=[convert.record(record) for _, record in chosen],
-            next_page_token=str(chosen[-1][0]) if more else "",
-            revision=ledger.revision,
+            records=[record for _, record in found[:count]],
+            next_page_token=str(found[count - 1][0]) if len(found) > count else "",
+            revision=self._core.ledger.revision,
         )
 
-    @staticmethod
-    def _after(token: str) -> int:
-        if not token:
-            return 0
-        if not (token.isascii() and token.isdecimal() and len(token) < 20):
-            raise wrong_token(token)
-        return int(token)
+    def _living(
+        self, session: str, only: RecordFilter, after: int, count: int
+    ) -> list[tuple[int, pb.DataspaceRecord]]:
+        """What is not freed, from memory."""
+        found = self._core.ledger.created_after(
+            after,
+            shown=lambda holder: only.uid in {None, uid_of(holder)},
+            kinds=only.kinds,
+            session=session,
+            gone=False,
+        )
+        if only.at is not None:
+            moment = only.at
+            found = (each for each in found if each[1].created.wall_ns <= moment)
+        return [
+            (revision, convert.record(record, self._core.committed(record.name)))
+            for revision, record in islice(found, count)
+        ]
+
+    async def _ever(
+        self, client: Client, only: RecordFilter, after: int, count: int
+    ) -> list[tuple[int, pb.DataspaceRecord]]:
+        """What ever lived, from the log."""
+        log = AuditQueries(self._core, client)
+        lives = await log.latest(log.query.records, after, count, only)
+        return [(life.revision, self._record(life)) for life in lives]
+
+    def _record(self, life: Life) -> pb.DataspaceRecord:
+        """What is here is told as it is now."""
+        try:
+            record = self._core.ledger.record(life.name)
+        except UnknownDataspace:
+            return convert.past(life)
+        return convert.record(record, self._core.committed(life.name))
+
+    async def ListEvents(
+        self, request: pb.ListEventsRequest, context: Context
+    ) -> pb.ListEventsResponse:
+        client = self._client(context)
+        count = page_size(request.page_size)
+        after = revision("after_revision", request.after_revision)
+        log = AuditQueries(self._core, client)
+        if after:
+            await log.must_have(after)
+        try:
+            only = event_filter(client, request)
+        except NothingToSee:
+            return pb.ListEventsResponse()
+        found = await log.latest(log.query.events, after, count + 1, only)
+        return pb.ListEventsResponse(
+            events=[convert.event(*recorded) for recorded in found[:count]],
+            next_after_revision=found[count - 1].event.revision if len(found) > count else 0,
+        )
+
+    async def GetHistory(
+        self, request: pb.GetHistoryRequest, context: Context
+    ) -> pb.GetHistoryResponse:
+        client = self._client(context)
+        if request.limit > LIMIT:
+            raise invalid("limit", request.limit, f"at most {LIMIT}")
+        limit = request.limit or LIMIT
+        log = AuditQueries(self._core, client)
+        only = EventFilter(subject=request.name, uid=uid_seen(client, None))
+        found = await log.latest(log.query.events, 0, limit + 1, only) if request.name else []
+        if not found:
+            raise not_found(request.name)
+        return pb.GetHistoryResponse(
+            events=[convert.event(*recorded) for recorded in found[:limit]],
+            truncated=len(found) > limit,
+        )
 
     async def GetTotals(
         self, request: pb.GetTotalsRequest, context: Context
     ) -> pb.GetTotalsResponse:
-        client = self._core.clients.of(context.peer())
-        if not sees_all(client):
-            return self._totals_of_user(client)
-        totals = self._core.ledger.totals()
-        return pb.GetTotalsResponse(
-            live=totals.live + totals.held,
-            live_bytes=totals.live_bytes + totals.held_bytes,
-            held_bytes=totals.held_bytes,
-            created=totals.created,
-            freed=totals.freed,
-            sessions=len(self._core.sessions),
-            clients=len(self._core.clients),
-            engine_processes=self._core.engines.processes,
-            extra_fds=self._extra_fds(),
-        )
+        return await totals(self._core, self._client(context), request.group_by, self._extra_fds)
 
-    def _totals_of_user(self, client: Client) -> pb.GetTotalsResponse:
-        shown = _shown_to(client)
-        records = [record for _, record in self._core.ledger.created_after(0, shown=shown)]
-        live = [record for record in records if record.state is not State.FREED]
-        return pb.GetTotalsResponse(
-            live=len(live),
-            live_bytes=sum(record.size for record in live),
-            held_bytes=sum(record.size for record in live if record.state is State.HELD),
-            created=len(records),
-            freed=len(records) - len(live),
-            sessions=sum(
-                1 for session in self._core.sessions.values() if sees(client, session.uid)
-            ),
-            clients=self._core.clients.of_user(client.identity.uid),
-        )
+    async def Watch(
+        self, request: pb.WatchRequest, context: Context
+    ) -> AsyncIterator[pb.WatchResponse]:
+        client = self._client(context)
+        watcher = Watcher(self._core, client, revision("after_revision", request.after_revision))
+        with counted(client):
+            async with aclosing(watcher.messages()) as messages:
+                async for message in messages:
+                    yield message
 
 
-def _shown_to(client: Client) -> Callable[[str], bool]:
-    return lambda holder: sees(client, uid_of(holder))
+def _after(token: str) -> int:
+    if not token:
+        return 0
+    if not (token.isascii() and token.isdecimal() and len(token) < 19):
+        raise wrong_token(token)
+    return int(token)

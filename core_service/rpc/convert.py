@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from vmsession.v1 import audit_pb2, core_pb2, dataspace_pb2, vm_session_pb2
 
-from dataspace.record import Record, Stamp, now
+from dataspace.record import Event, Record, Stamp, now
 from dataspace.vcpu_page import Reason, names
 
 if TYPE_CHECKING:
+    from core_service.audit.fold import Life
     from core_service.client import Client
     from core_service.dataspaces import Dataspace
     from core_service.engine.protocol import Hello
@@ -134,15 +136,67 @@ def share(of: Share, seen_by: Client) -> dataspace_pb2.Share:
     )
 
 
-def record(of: Record) -> audit_pb2.DataspaceRecord:
-    """The life of a dataspace."""
-    uid, gid, pid = (int(part) for part in of.holder.split(":"))
+def client(holder: str) -> core_pb2.ClientIdentity | None:
+    """A client as the ledger names it; None for core itself."""
+    if not holder:
+        return None
+    uid, gid, pid = (int(part) for part in holder.split(":"))
+    return core_pb2.ClientIdentity(uid=uid, gid=gid, pid=pid)
+
+
+def event(of: Event, digest: bytes) -> audit_pb2.Event:
+    """An event on disk, with its hash."""
+    return audit_pb2.Event(
+        revision=of.revision,
+        time=timestamp(of.wall_ns),
+        monotonic_ns=of.monotonic_ns,
+        boot_id=of.boot_id,
+        kind=of.kind,
+        subject=of.subject,
+        actor=client(of.actor),
+        label=of.label,
+        cause=of.cause,
+        detail=json.dumps(dict(of.detail), sort_keys=True, separators=(",", ":")),
+        hash=digest,
+    )
+
+
+def past(of: Life) -> audit_pb2.DataspaceRecord:
+    """The life of a dataspace as the log tells it."""
+    ended = of.ended_wall_ns is not None
+    return audit_pb2.DataspaceRecord(
+        name=of.name,
+        kind=KINDS[of.kind],
+        size=of.size,
+        holder=client(of.holder),
+        state=STATES["freed" if ended else "held" if of.held_wall_ns else "alive"],
+        create_time=timestamp(of.created_wall_ns),
+        free_time=timestamp(of.ended_wall_ns) if of.ended_wall_ns is not None else None,
+        lifetime_ns=_lifetime(of),
+        cause=of.cause,
+        mappings=of.mappings,
+        handed_out=of.handed_out,
+        origin=of.origin,
+    )
+
+
+def _lifetime(of: Life) -> int:
+    """By the monotonic clock, which does not go on over a boot of the host."""
+    if of.ended_monotonic_ns is None or of.ended_wall_ns is None:
+        return max(0, now().wall_ns - of.created_wall_ns)
+    if of.created_boot_id == of.ended_boot_id:
+        return of.ended_monotonic_ns - of.created_monotonic_ns
+    return max(0, of.ended_wall_ns - of.created_wall_ns)
+
+
+def record(of: Record, committed: int = 0) -> audit_pb2.DataspaceRecord:
+    """The life of a dataspace, of which `committed` bytes are backed by memory."""
     end: Stamp = of.freed or now()
     return audit_pb2.DataspaceRecord(
         name=of.name,
         kind=KINDS[of.kind],
         size=of.size,
-        holder=core_pb2.ClientIdentity(uid=uid, gid=gid, pid=pid),
+        holder=client(of.holder),
         state=STATES[of.state],
         create_time=timestamp(of.created.wall_ns),
         free_time=timestamp(of.freed.wall_ns) if of.freed else None,
@@ -153,6 +207,7 @@ def record(of: Record) -> audit_pb2.DataspaceRecord:
         handed_out=of.hand_outs,
         origin=of.origin,
         holders=of.holders,
+        committed=committed,
     )
 
 

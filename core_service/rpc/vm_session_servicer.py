@@ -10,6 +10,7 @@ import grpc.aio
 from vmsession.v1 import vm_session_pb2 as pb
 from vmsession.v1 import vm_session_pb2_grpc
 
+from core_service.dataspaces import holder
 from core_service.engine.protocol import Capability
 from core_service.refusal import invalid, shortened
 from core_service.rpc import convert, vcpu_calls
@@ -95,7 +96,7 @@ class VmSessionServicer(vm_session_pb2_grpc.VmSessionServiceServicer):
 
         async def make() -> pb.DeleteSessionResponse:
             session = self._core.session_of(client, request.name)
-            await self._core.close_session(session, "session deleted")
+            await self._core.close_session(session, "session deleted", holder(client))
             return pb.DeleteSessionResponse()
 
         return await client.once(request, make)
@@ -106,8 +107,9 @@ class VmSessionServicer(vm_session_pb2_grpc.VmSessionServiceServicer):
         client = self._client(context)
 
         async def make() -> pb.UpgradeQuotaResponse:
-            account = self._core.session_of(client, request.session).account
-            account.upgrade(request.ram, request.capabilities)
+            session = self._core.session_of(client, request.session)
+            session.upgrade(request.ram, request.capabilities)
+            account = session.account
             return pb.UpgradeQuotaResponse(
                 ram=convert.ram_quota(account), capabilities=convert.capability_quota(account)
             )

@@ -32,6 +32,7 @@ class RunningCore:
         self.directory = Path(tempfile.mkdtemp(prefix="vmsession-test-"))
         self.directory.chmod(0o777 if command != (VMCORE,) else 0o755)
         self.socket = self.directory / "core.sock"
+        self.audit = self.directory / "audit"
         self._log = (self.directory / "log").open("w+")
         self.process = subprocess.Popen(
             [
@@ -39,6 +40,8 @@ class RunningCore:
                 "serve",
                 "--directory",
                 self.directory,
+                "--audit-directory",
+                self.audit,
                 "--socket-mode",
                 "666",
                 *options,

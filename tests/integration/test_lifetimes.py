@@ -188,6 +188,8 @@ def test_a_second_core_does_not_take_the_socket(core: RunningCore) -> None:
             "serve",
             "--directory",
             core.directory,
+            "--audit-directory",
+            core.audit,
         ],
         capture_output=True,
         text=True,

@@ -31,14 +31,15 @@ def directory() -> Iterator[Path]:
 
 def refused(*arguments: object, environment: dict[str, str] | None = None) -> str:
     """What `vmcore serve` says when it cannot serve: one line."""
-    completed = subprocess.run(
-        [VMCORE, "serve", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=20,
-        check=False,
-        env=os.environ | (environment or {}),
-    )
+    with tempfile.TemporaryDirectory() as audit:
+        completed = subprocess.run(
+            [VMCORE, "serve", "--audit-directory", audit, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+            env=os.environ | (environment or {}),
+        )
     *log, last = completed.stderr.splitlines()
     assert completed.returncode == 1, completed
     assert completed.stdout == ""
@@ -57,9 +58,13 @@ def start(directory: Path) -> Iterator[Start]:
 
     def start(stderr: int = subprocess.DEVNULL, prepare: str = ":") -> subprocess.Popen[str]:
         script = f'{prepare}; exec "$0" "$@"'
+        audit = directory / "audit"
         processes.append(
             subprocess.Popen(
-                ["sh", "-c", script, VMCORE, "serve", "--directory", directory],
+                [
+                    *("sh", "-c", script, VMCORE, "serve"),
+                    *("--directory", directory, "--audit-directory", audit),
+                ],
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
@@ -116,6 +121,9 @@ def test_something_else_where_the_socket_belongs(directory: Path) -> None:
         ("--grace", "-1"),
         ("--grace", "nan"),
         ("--grace", "soon"),
+        ("--audit-durability", "none"),
+        ("--audit-file-events", "0"),
+        ("--audit-keep-files", "-1"),
     ],
 )
 def test_usage(option: str, value: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from core_service.audit import AuditLog
 from core_service.census import Census, take_census
 from core_service.client import Client
 from core_service.core import Core
@@ -89,6 +90,6 @@ def open_fds() -> Census:
 def in_process(
     monkeypatch: pytest.MonkeyPatch, kinds: tuple[FakeKind, ...], settings: Settings
 ) -> InProcess:
-    """A core that knows these engines."""
+    """A core that knows these engines; `must_be_empty` ends it."""
     monkeypatch.setattr(catalog, "KINDS", kinds)
-    return InProcess(Core(settings))
+    return InProcess(Core(settings, AuditLog.open(settings.audit_directory)))

@@ -46,7 +46,8 @@ NAMES = (
 async def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[InProcess]:
     """A core with bad engines, of which nothing must be left."""
     before = open_fds()
-    running = in_process(monkeypatch, behaviours(tmp_path, *NAMES), Settings())
+    settings = Settings(audit_directory=tmp_path / "audit")
+    running = in_process(monkeypatch, behaviours(tmp_path, *NAMES), settings)
     yield running
     await running.must_be_empty()
     assert open_fds() == before

@@ -27,12 +27,14 @@ class Counting(FdChannels):
 
 
 @pytest.fixture
-async def channels(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Counting]:
+async def channels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[Counting]:
     """Channels of a core without engines."""
-    core = in_process(monkeypatch, (), Settings()).core
-    opened = Counting(core.clients, core.tickets, core.hand_out)
+    running = in_process(monkeypatch, (), Settings(audit_directory=tmp_path / "audit"))
+    core = running.core
+    opened = Counting(core.clients, core.tickets, core.hand_out, core.everything_recorded)
     yield opened
     opened.close()
+    await running.must_be_empty()
 
 
 async def test_without_fds_the_loop_does_not_spin(

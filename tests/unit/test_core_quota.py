@@ -24,7 +24,12 @@ SESSIONS = 3
 @pytest.fixture
 async def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[InProcess]:
     """A core with little to give."""
-    settings = Settings(ram=RAM, client_ram=RAM, sessions_per_user=SESSIONS)
+    settings = Settings(
+        ram=RAM,
+        client_ram=RAM,
+        sessions_per_user=SESSIONS,
+        audit_directory=tmp_path / "audit",
+    )
     running = in_process(monkeypatch, behaviours(tmp_path, "good", "brief"), settings)
     yield running
     await running.must_be_empty()

@@ -20,7 +20,9 @@ Make = Callable[[], Awaitable[pb.CreateDataspaceResponse]]
 @pytest.fixture
 async def client() -> Client:
     """A client that nobody watches."""
-    return Client(Identity(0, 0, 1, 1), Account("client", 0, 0), 60, lambda client, cause: None)
+    return Client(
+        "clients/1", Identity(0, 0, 1, 1), Account("client", 0, 0), 60, lambda client, cause: None
+    )
 
 
 def request_of(number: int, size: int = 1) -> pb.CreateDataspaceRequest:

@@ -27,7 +27,7 @@ SIZE = 4 * PAGE
 async def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[InProcess]:
     """A core with obedient engines and one that refuses to unmap, of which nothing must be left."""
     before = open_fds()
-    settings = Settings(client_ram=8 * SIZE)
+    settings = Settings(client_ram=8 * SIZE, audit_directory=tmp_path / "audit")
     running = in_process(monkeypatch, behaviours(tmp_path, "good", "keeps"), settings)
     yield running
     await running.must_be_empty()

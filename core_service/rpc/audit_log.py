@@ -1,0 +1,56 @@
+"""Questions to the log on disk, for the servicer: in threads, a few at once for each client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from core_service.audit import AuditError, AuditFailure, Query
+from core_service.refusal import Refusal
+
+if TYPE_CHECKING:
+    from core_service.client import Client
+    from core_service.core import Core
+
+P = ParamSpec("P")
+Answer = TypeVar("Answer")
+
+
+class AuditQueries:
+    """What the log tells one client; nothing here looks at who may see it."""
+
+    def __init__(self, core: Core, client: Client) -> None:
+        self.query = Query(core.audit.directory)
+        self._core = core
+        self._client = client
+
+    async def latest(
+        self, ask: Callable[P, Answer], *arguments: P.args, **named: P.kwargs
+    ) -> Answer:
+        """Ask when everything so far is on disk, or cannot be. Raises Refusal AUDIT_FAILURE."""
+        with suppress(AuditFailure):
+            await self._core.everything_recorded()
+        return await self.now(ask, *arguments, **named)
+
+    async def now(self, ask: Callable[P, Answer], *arguments: P.args, **named: P.kwargs) -> Answer:
+        """Ask for what is on disk. Raises Refusal AUDIT_FAILURE."""
+        async with self._client.queries:
+            try:
+                return await asyncio.to_thread(ask, *arguments, **named)
+            except AuditError as error:
+                raise Refusal(
+                    "AUDIT_FAILURE", f"the audit log cannot be read: {error.why}", why=error.why
+                ) from error
+
+    async def must_have(self, after: int) -> None:
+        """Raises Refusal COMPACTED where retention removed what follows an event."""
+        oldest = await self.now(self.query.oldest_revision)
+        if after + 1 < oldest:
+            raise Refusal(
+                "COMPACTED",
+                f"event {after + 1} was removed by retention; the oldest is {oldest}",
+                asked=after + 1,
+                oldest=oldest,
+            )

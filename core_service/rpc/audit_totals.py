@@ -1,0 +1,137 @@
+"""Sums for GetTotals, of the whole and by group. What takes long is done in turns or in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Final
+
+from vmsession.v1 import audit_pb2 as pb
+
+from core_service.audit.fold import MEMORY, Sum
+from core_service.dataspaces import holder, uid_of
+from core_service.refusal import invalid
+from core_service.rpc import convert
+from core_service.rpc.audit_log import AuditQueries
+from core_service.rpc.sight import sees, sees_all
+from dataspace.errors import InvalidDataspace
+
+if TYPE_CHECKING:
+    from core_service.client import Client
+    from core_service.core import Core
+    from core_service.dataspaces import Dataspace
+    from dataspace.quota import Account
+
+AT_ONCE: Final = 256  # dataspaces looked at before others have their turns
+
+Named = Callable[["Dataspace"], Iterable[str]]
+
+
+async def totals(
+    core: Core, client: Client, group_by: int, extra_fds: Callable[[], int]
+) -> pb.GetTotalsResponse:
+    """What a client may see. Raises Refusal INVALID_ARGUMENT, AUDIT_FAILURE."""
+    groups = await _groups(core, client, group_by)
+    log = AuditQueries(core, client)
+    ever = await log.latest(log.query.totals)
+    fds = await asyncio.to_thread(extra_fds) if sees_all(client) else 0
+    return _whole(core, client, ever, groups, fds)
+
+
+def _whole(
+    core: Core, client: Client, ever: list[Sum], groups: list[pb.GroupTotal], fds: int
+) -> pb.GetTotalsResponse:
+    held_by = core.ledger.totals_by_holder()
+    now = [sums for who, sums in held_by.items() if sees(client, uid_of(who))]
+    ever = [each for each in ever if each.kind in MEMORY and sees(client, each.uid)]
+    return pb.GetTotalsResponse(
+        live=sum(each.live + each.held for each in now),
+        live_bytes=sum(each.live_bytes + each.held_bytes for each in now),
+        held_bytes=sum(each.held_bytes for each in now),
+        created=sum(each.created for each in ever),
+        freed=sum(each.ended for each in ever),
+        sessions=sum(1 for session in core.sessions.values() if sees(client, session.uid)),
+        clients=sum(1 for each in core.clients if sees(client, each.identity.uid)),
+        engine_processes=core.engines.processes if sees_all(client) else 0,
+        extra_fds=fds,
+        groups=groups,
+        revision=core.ledger.revision,
+    )
+
+
+async def _groups(core: Core, client: Client, group_by: int) -> list[pb.GroupTotal]:
+    clients = [each for each in core.clients if sees(client, each.identity.uid)]
+    accounts: dict[str, Account] = {}
+    named: Named
+    match group_by:
+        case pb.GROUPING_UNSPECIFIED:
+            return []
+        case pb.GROUPING_CLIENT:
+            named = _client_of
+            accounts = {holder(each): each.account for each in clients}
+        case pb.GROUPING_UID:
+            named = _uid_of
+            uids = {each.identity.uid for each in clients}
+            uids |= {each.uid for each in core.dataspaces.all.values() if sees(client, each.uid)}
+            accounts = {str(uid): core.users.account(uid) for uid in sorted(uids)}
+        case pb.GROUPING_SESSION:
+            named = _sessions_of
+            sessions = core.sessions.values()
+            accounts = {each.name: each.account for each in sessions if sees(client, each.uid)}
+        case pb.GROUPING_KIND:
+            named = _kind_of
+        case _:
+            raise invalid("group_by", group_by, "one of Grouping")
+    groups = {name: _group(name, account) for name, account in accounts.items()}
+    await _sum_up(core, client, named, groups)
+    return list(groups.values())
+
+
+async def _sum_up(
+    core: Core, client: Client, named: Named, groups: dict[str, pb.GroupTotal]
+) -> None:
+    seen = (each for each in list(core.dataspaces.all.values()) if sees(client, each.uid))
+    for number, dataspace in enumerate(seen, 1):
+        if number % AT_ONCE == 0:
+            await asyncio.sleep(0)
+        try:
+            committed = dataspace.memory.committed()
+        except InvalidDataspace:
+            continue  # freed meanwhile
+        held = dataspace.size if core.dataspaces.is_held(dataspace) else 0
+        for name in named(dataspace):
+            group = groups.setdefault(name, _group(name, None))
+            group.live += 1
+            group.live_bytes += dataspace.size
+            group.committed_bytes += committed
+            group.held_bytes += held
+
+
+def _group(name: str, account: Account | None) -> pb.GroupTotal:
+    if account is None:
+        return pb.GroupTotal(group=name)
+    return pb.GroupTotal(
+        group=name,
+        ram=convert.ram_quota(account),
+        capabilities=convert.capability_quota(account),
+    )
+
+
+def _client_of(dataspace: Dataspace) -> Iterable[str]:
+    return (holder(dataspace.client),)
+
+
+def _uid_of(dataspace: Dataspace) -> Iterable[str]:
+    return (str(dataspace.uid),)
+
+
+def _kind_of(dataspace: Dataspace) -> Iterable[str]:
+    return (dataspace.kind,)
+
+
+def _sessions_of(dataspace: Dataspace) -> Iterator[str]:
+    """Those where it is attached, or the one whose vCPU it is the page of."""
+    session, is_page, _ = dataspace.name.partition("/vcpus/")
+    if is_page:
+        yield session
+    yield from (each.name for each in dataspace.sessions)
