@@ -121,7 +121,6 @@ def test_something_else_where_the_socket_belongs(directory: Path) -> None:
         ("--grace", "-1"),
         ("--grace", "nan"),
         ("--grace", "soon"),
-        ("--audit-durability", "none"),
         ("--audit-file-events", "0"),
         ("--audit-keep-files", "-1"),
     ],
@@ -151,7 +150,7 @@ def test_nothing_is_left_of_a_killed_core_once_the_next_ended(
     assert first_line(successor)
     assert len(list(directory.glob("inner-*"))) == 1
     assert ended(successor) == 0
-    assert [path.name for path in directory.iterdir()] == ["core.lock"]
+    assert {path.name for path in directory.iterdir()} == {"core.lock", "audit"}
 
 
 def test_a_core_takes_over_what_a_killed_one_left(start: Start, directory: Path) -> None:
@@ -267,3 +266,25 @@ def test_a_test_run_that_is_terminated_leaves_no_directory(directory: Path) -> N
         tests.communicate()
     assert tests.returncode == pytest.ExitCode.INTERRUPTED, told
     assert list(directory.glob("vmsession-test-*")) == []
+
+
+def test_an_audit_log_that_cannot_be_used(directory: Path) -> None:
+    audit = directory / "log"
+    audit.write_text("precious")
+    said = refused("--directory", directory, "--audit-directory", audit)
+    assert str(audit) in said
+    assert "choose another --audit-directory" in said
+    assert audit.read_text() == "precious"
+    audit.unlink()
+    audit.mkdir()
+    damaged = audit / f"events-{1:020}.sqlite"
+    damaged.write_text("precious")
+    assert str(damaged) in refused("--directory", directory, "--audit-directory", audit)
+    assert damaged.read_text() == "precious"
+    assert not (directory / "core.sock").exists()
+
+
+def test_two_cores_do_not_share_an_audit_log(start: Start, directory: Path) -> None:
+    assert first_line(start())
+    said = refused("--directory", directory / "other", "--audit-directory", directory / "audit")
+    assert "another core writes here" in said
