@@ -135,6 +135,8 @@ def create(directory: Path, before: Head, living: list[Life], sums: list[Sum]) -
         for table in ("sums", "carried_sums"):
             put_sums(connection, sums, table)
         connection.execute("COMMIT")
+        # now: a kill while it has its final name would leave a journal that no reader can roll back
+        connection.execute("PRAGMA journal_mode = WAL")
     finally:
         connection.close()
     unfinished.rename(path)

@@ -139,7 +139,6 @@ class Store:
     def _open(self, path: Path) -> None:
         self._connection = schema.connect(path)
         try:
-            self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[self._durability]}")
             self._first = _checked_first(self._connection, path)
             self._head = schema.head(self._connection)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from core_service.audit import AuditFailure, AuditLog, Query, verify_chain
+from core_service.audit import AuditFailure, AuditLog, Query, schema, verify_chain
 from core_service.audit.schema import Head
 from dataspace.record import EventKind
 from tests.unit.audit_events import Script, created
@@ -66,22 +66,28 @@ class Disk:
 
 
 class SmallDisk(Disk):
-    """A file system of its own, of 1 MiB."""
+    """A file system of its own, of 1 MiB. While it is full, a reader keeps the WAL from being reset:
+    the room of that would be enough to go on."""
 
     def fill(self) -> None:
+        self._reader = schema.connect_to_read(schema.files_of(self.directory)[-1])
+        self._reader.execute("BEGIN")
+        self._reader.execute("SELECT * FROM file").fetchall()
         with (self.directory / "filler").open("wb", buffering=0) as filler, suppress(OSError):
             while True:
                 filler.write(bytes(4096))
 
     def make_room(self) -> None:
+        self._reader.close()
         (self.directory / "filler").unlink()
 
 
 class FileLimit(Disk):
-    """Files of this process cannot grow beyond 160 KiB: room for the schema and a little more."""
+    """No file of this process can be written beyond 16 KiB, which is less than the store's tables and
+    its shared memory need: it stays so, whatever a checkpoint frees."""
 
     def fill(self) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (160 << 10, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (16 << 10, resource.RLIM_INFINITY))
 
     def make_room(self) -> None:
         unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)

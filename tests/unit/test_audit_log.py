@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from core_service.audit import AuditError, AuditLog, Committed, Query, verify_chain
+from core_service.audit import AuditError, AuditLog, Committed, Query, schema, verify_chain
+from core_service.audit.chain import GENESIS
 from dataspace.record import Detail, EventKind
 from tests.unit.audit_events import ALICE, BOB, Script, created
 
@@ -130,6 +131,13 @@ async def test_text_that_is_not_unicode_does_not_stop_the_log(
     await audit.recorded(1)
     assert Query(directory).events()[0].event.cause == "\\udcff\0"
     assert verify_chain(directory).discrepancies == []
+
+
+def test_a_file_can_be_read_from_the_moment_it_has_its_name(tmp_path: Path) -> None:
+    # switched to WAL only later, a kill would leave a journal that a reader may not roll back
+    path = schema.create(tmp_path, schema.Head(0, GENESIS), [], [])
+    assert path.read_bytes()[18:20] == b"\2\2"  # WAL: sqlite.org/fileformat.html, 1.3
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_events_cannot_be_changed_by_mistake(directory: Path) -> None:
