@@ -6,19 +6,24 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from dataspace.vcpu_page import PAGE_BYTES
 from tests.guests.assemble import assemble
 from tests.integration.engines import HAVE_KVM, on_every_engine
 from tests.integration.running_core import RunningCore, Stubs
 from vmm_client import Connection, connect
 from vmm_client.boards.pc import FIXED_HARDWARE
+from vmm_client.cli.events import COLUMNS
 from vmm_client.cli.main import status_of
 from vmm_client.doctor.probes import ALL, Probe, examine
 from vmm_client.doctor.select import Need, NoEngine, select_engine, unfit
 from vmm_client.doctor.tables import enter_real_mode
+
+Capture = pytest.CaptureFixture[str]
 
 POWER_OFF = 0x2000 | 5 << 10  # SLP_EN, and SLP_TYP of S5
 LOAD_ADDRESS = {16: 0x7C00, 32: 0x100000, 64: 0x100000}
@@ -209,6 +214,62 @@ def test_lists_read_every_page(vmm: Vmm, connection: Connection) -> None:
     for _ in range(1100):
         connection.create_ram(4096).close()
     assert len(json.loads(vmm("dataspaces", "--all", "--json")[1])) == 1100
+
+
+def test_the_log_begins_with_what_retention_left(tmp_path: Path, capfd: Capture) -> None:
+    options = ("--audit-file-events", "5", "--audit-keep-files", "2")
+    with closing(RunningCore(*options)) as core:
+        with connect(str(core.socket)) as connection:
+            for _ in range(10):
+                connection.create_ram(4096).close()
+        vmm = Vmm(core, capfd, tmp_path)
+        revisions = [event["revision"] for event in json.loads(vmm("audit", "log", "--json")[1])]
+        assert revisions == [*range(revisions[0], revisions[0] + len(revisions))]
+        assert revisions[0] > 10
+        status, out, err = vmm("audit", "log", "--after", "1")
+        assert (status, out) == (1, "\t".join(COLUMNS) + "\n")
+        assert err.startswith("vmm: COMPACTED: event 2 was removed by retention; the oldest is ")
+        core.stop()
+
+
+def test_a_watch_tells_what_was_and_goes_on(core: RunningCore, connection: Connection) -> None:
+    with connection.create_ram(0x10000) as ram:
+        created = connection.history(ram.name)[0].revision
+    vmm = [Path(sys.executable).parent / "vmm", "audit", "watch", "--json", "--count", "4"]
+    command: list[str | Path] = [*vmm, "--after", str(created - 1), "--socket", core.socket]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        events = [json.loads(process.stdout.readline()) for _ in range(3)]
+        connection.create_ram(0x20000).close()
+        events += map(json.loads, process.stdout)
+        assert process.wait(20) == 0
+    assert [event["event"] for event in events] == ["created", "freed", "opened", "created"]
+    assert [event["detail"].get("size") for event in events] == [0x10000, None, None, 0x20000]
+    assert events[2]["pid"] == process.pid
+
+
+def test_totals_of_parts_add_up(vmm: Vmm, connection: Connection) -> None:
+    with connection.create_ram(0x10000), connection.create_ram(0x20000):
+        whole = json.loads(vmm("audit", "totals", "--json")[1])
+        for grouping in ("client", "uid", "kind"):
+            parts = json.loads(vmm("audit", "totals", "--by", grouping, "--json")[1])
+            assert sum(part["live_bytes"] for part in parts) == whole["live_bytes"] == 0x30000
+
+
+def test_top_tells_rates_of_vcpus(vmm: Vmm, connection: Connection) -> None:
+    with connection.create_session("soft", label="mine") as session:
+        vcpu = session.create_vcpu()
+        vcpu.run()
+        vcpu.wait()
+        told = json.loads(vmm("top", "--json", "--interval", "0.1")[1])
+        assert [row["session"] for row in told["sessions"]] == [session.name]
+        (row,) = told["vcpus"]
+        assert (row["vcpu"], row["exits"], row["exits_per_s"]) == (vcpu.name, 1, 0.0)
+        assert told["memory"]["live_bytes"] == PAGE_BYTES
+        assert session.name in [event["object"] for event in told["events"]]
+        status, out, err = vmm("top", "--once", "--interval", "0.1")
+        assert (status, err) == (0, "")
+        assert out.startswith("sessions: 1, vCPUs: 1, dataspaces: 1 of 12 KiB, ")
 
 
 def test_the_doctor_examines_every_engine(vmm: Vmm) -> None:

@@ -20,7 +20,7 @@ INTERACTIVE = (".venv/bin/vmcore serve &", ".venv/bin/vmm boot")  # see running_
 
 
 def test_all_commands_are_here() -> None:
-    assert len(COMMANDS) == 6
+    assert len(COMMANDS) == 8
     assert set(INTERACTIVE) <= set(COMMANDS)
 
 

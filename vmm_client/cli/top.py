@@ -86,7 +86,7 @@ def _view(before: Sample, after: Sample) -> Group:
     rows = [sessions.session_row(session) for session in after.sessions]
     recent = [events.event_row(event) for event in after.events]
     return Group(
-        f"{_headline(after)}; q leaves",
+        f"{_headline(after)} (q leaves)",
         table(rows, sessions.COLUMNS),
         table(vcpu_rows(before, after), VCPU_COLUMNS),
         table(recent, EVENT_COLUMNS),
@@ -101,9 +101,9 @@ def _memory(sample: Sample) -> Row:
 def _headline(sample: Sample) -> str:
     totals = sample.totals
     return (
-        f"{len(sample.sessions)} sessions, {len(sample.vcpus)} vCPUs, {totals.live} dataspaces of "
-        f"{size(totals.live_bytes)}, {size(totals.held_bytes)} held after their end; "
-        f"revision {totals.revision}"
+        f"sessions: {len(sample.sessions)}, vCPUs: {len(sample.vcpus)}, "
+        f"dataspaces: {totals.live} of {size(totals.live_bytes)}, "
+        f"freed but held: {size(totals.held_bytes)}, revision: {totals.revision}"
     )
 
 

@@ -17,7 +17,8 @@ def export(*, after: Revision = 0, socket: str | None = None) -> None:
     Parameters
     ----------
     after
-        Only events with a higher revision, as to add to an earlier export.
+        Only events with a higher revision, as to add to an earlier export; 0 begins with the
+        oldest that there is.
     socket
         Core's socket; by default the one of $VMSESSION_SOCKET, yours, or the system's.
     """

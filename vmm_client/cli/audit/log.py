@@ -29,7 +29,7 @@ def log(  # noqa: PLR0913 - one for each option
     Parameters
     ----------
     after
-        Only events with a higher revision.
+        Only events with a higher revision; 0 begins with the oldest that there is.
     since
         Only those at or after this moment.
     until
