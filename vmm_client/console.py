@@ -73,7 +73,7 @@ def attached(receive: Receive, leave: Callable[[], None]) -> Iterator[None]:
     reader = threading.Thread(
         target=_read, args=(descriptor, stop, EscapeFilter(leave), receive), daemon=True
     )
-    with _unwound_by_signals(), _raw(descriptor):
+    with unwound_by_signals(), _raw(descriptor):
         reader.start()
         try:
             yield
@@ -101,7 +101,7 @@ def _stopped(stop: int, milliseconds: int | None, *others: int) -> bool:
 
 
 @contextmanager
-def _unwound_by_signals() -> Iterator[None]:
+def unwound_by_signals() -> Iterator[None]:
     """SIGTERM and SIGHUP leave by an exception, so that everything is closed and restored."""
 
     def end(number: int, _frame: FrameType | None) -> None:

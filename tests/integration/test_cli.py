@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from dataspace.vcpu_page import PAGE_BYTES
 from tests.guests.assemble import assemble
 from tests.integration.engines import HAVE_KVM, on_every_engine
 from tests.integration.running_core import RunningCore, Stubs
@@ -235,8 +234,9 @@ def test_the_log_begins_with_what_retention_left(tmp_path: Path, capfd: Capture)
 def test_a_watch_tells_what_was_and_goes_on(core: RunningCore, connection: Connection) -> None:
     with connection.create_ram(0x10000) as ram:
         created = connection.history(ram.name)[0].revision
-    vmm = [Path(sys.executable).parent / "vmm", "audit", "watch", "--json", "--count", "4"]
-    command: list[str | Path] = [*vmm, "--after", str(created - 1), "--socket", core.socket]
+    vmm = Path(sys.executable).parent / "vmm"
+    options = ["--json", "--count", "4", "--after", str(created - 1), "--socket", str(core.socket)]
+    command = [str(vmm), "audit", "watch", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         events = [json.loads(process.stdout.readline()) for _ in range(3)]
@@ -254,22 +254,6 @@ def test_totals_of_parts_add_up(vmm: Vmm, connection: Connection) -> None:
         for grouping in ("client", "uid", "kind"):
             parts = json.loads(vmm("audit", "totals", "--by", grouping, "--json")[1])
             assert sum(part["live_bytes"] for part in parts) == whole["live_bytes"] == 0x30000
-
-
-def test_top_tells_rates_of_vcpus(vmm: Vmm, connection: Connection) -> None:
-    with connection.create_session("soft", label="mine") as session:
-        vcpu = session.create_vcpu()
-        vcpu.run()
-        vcpu.wait()
-        told = json.loads(vmm("top", "--json", "--interval", "0.1")[1])
-        assert [row["session"] for row in told["sessions"]] == [session.name]
-        (row,) = told["vcpus"]
-        assert (row["vcpu"], row["exits"], row["exits_per_s"]) == (vcpu.name, 1, 0.0)
-        assert told["memory"]["live_bytes"] == PAGE_BYTES
-        assert session.name in [event["object"] for event in told["events"]]
-        status, out, err = vmm("top", "--once", "--interval", "0.1")
-        assert (status, err) == (0, "")
-        assert out.startswith("sessions: 1, vCPUs: 1, dataspaces: 1 of 12 KiB, ")
 
 
 def test_the_doctor_examines_every_engine(vmm: Vmm) -> None:

@@ -7,10 +7,11 @@ import sys
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
-from vmsession.v1.audit_pb2 import Event, GetTotalsResponse
+from vmsession.v1.audit_pb2 import Discrepancy, Event, GetTotalsResponse, VerifyResponse
 from vmsession.v1.core_pb2 import ClientIdentity
 from vmsession.v1.vm_session_pb2 import Vcpu
 
+from vmm_client.cli.audit import verify
 from vmm_client.cli.events import COLUMNS, event_row
 from vmm_client.cli.output import Row, show_as_it_comes
 from vmm_client.cli.sample import Sample, vcpu_rows
@@ -80,3 +81,47 @@ def test_rates_are_those_between_two_looks() -> None:
     assert [row["exits_per_s"] for row in rows] == [50.0, 0.0, None]
     assert [row["cpu_percent"] for row in rows] == [50.0, None, None]
     assert [row["run_time_s"] for row in rows] == [1.0, None, 0.0]
+
+
+class Verified:
+    """A core that has verified."""
+
+    def __init__(self, *found: Discrepancy) -> None:
+        self.answer = VerifyResponse(discrepancies=found, revision=9, events_checked=9)
+
+    def __enter__(self) -> Verified:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def verify(self, *, whole_chain: bool) -> VerifyResponse:
+        assert whole_chain
+        return self.answer
+
+
+WRONG = Discrepancy(check="kernel", subject="dataspaces/1", message="no fd\nof it")
+
+
+def test_a_verification_that_agrees_is_status_0(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "connect", lambda _: Verified())
+    assert verify.verify(whole_chain=True) == 0
+    assert capsys.readouterr().out == (
+        "everything agrees at revision 9; compared: 9 events, 0 mappings, 0 descriptors, 0 accounts\n"
+    )
+
+
+def test_a_verification_that_does_not_is_status_1(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "connect", lambda _: Verified(WRONG))
+    assert verify.verify(whole_chain=True) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "kernel\tdataspaces/1\tno fd\N{REPLACEMENT CHARACTER}of it"
+    assert lines[2].startswith("1 found that does not agree at revision 9; ")
+    assert verify.verify(whole_chain=True, json=True) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert [one["check"] for one in told["discrepancies"]] == ["kernel"]
+    assert told["checked"]["events"] == 9

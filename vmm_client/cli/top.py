@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as encoder
+import os
 import select
 import sys
 import termios
@@ -19,10 +20,12 @@ from vmm_client.cli.numbers import Seconds
 from vmm_client.cli.output import Row, show, size, table
 from vmm_client.cli.sample import Sample, take, vcpu_rows
 from vmm_client.connection import Connection, connect
+from vmm_client.console import unwound_by_signals
 
 if TYPE_CHECKING:
     from rich.console import Group
 
+KEYS_BYTES: Final = 64
 VCPU_COLUMNS: Final = ("vcpu", "exits", "exits_per_s", "cpu_percent", "run_time_s")
 EVENT_COLUMNS: Final = ("revision", "when", "object", "event", "cause", "about")
 
@@ -74,7 +77,11 @@ def _live(core: Connection, interval: float) -> None:
     from rich.live import Live  # noqa: PLC0415 - only a terminal pays for it
 
     after = take(core)
-    with _keys(), Live(_view(after, after), screen=True, auto_refresh=False) as live:
+    with (
+        unwound_by_signals(),
+        _keys(),
+        Live(_view(after, after), screen=True, auto_refresh=False) as live,
+    ):
         while not _left(interval):
             before, after = after, take(core)
             live.update(_view(before, after), refresh=True)
@@ -124,7 +131,7 @@ def _left(seconds: float) -> bool:
     until = time.monotonic() + seconds
     while (rest := until - time.monotonic()) > 0:
         if select.select([sys.stdin], [], [], rest)[0]:
-            key = sys.stdin.read(1)
-            if key in {"", "q", "Q"}:
+            keys = os.read(sys.stdin.fileno(), KEYS_BYTES)
+            if not keys or b"q" in keys.lower():
                 return True
     return False

@@ -44,7 +44,7 @@ def verify(
         return int(bool(rows))
     if rows:
         show(rows, COLUMNS, as_json=False)
-    verdict = f"{len(rows)} discrepancies" if rows else "everything agrees"
+    verdict = f"{len(rows)} found that does not agree" if rows else "everything agrees"
     counts = ", ".join(f"{count} {name}" for name, count in checked.items())
     tell([f"{verdict} at revision {found.revision}; compared: {counts}"])
     return int(bool(rows))
