@@ -67,7 +67,7 @@ def terminal() -> Iterator[tuple[int, int]]:
 
 @pytest.mark.parametrize("way", ["q", "SIGTERM"])
 def test_a_terminal_is_as_it_was_afterwards(core: RunningCore, session: Session, way: str) -> None:
-    command = [Path(sys.executable).parent / "vmm", "top", "--interval", "0.1"]
+    command = [str(Path(sys.executable).parent / "vmm"), "top", "--interval", "0.1"]
     environment = os.environ | {"VMSESSION_SOCKET": str(core.socket), "TERM": "xterm"}
     with terminal() as (ours, theirs):
         before = termios.tcgetattr(theirs)
