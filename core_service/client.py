@@ -118,6 +118,11 @@ class Client:
         or not, it is whole or leaves nothing."""
         return await asyncio.shield(self._begin(make))
 
+    @property
+    def busy(self) -> bool:
+        """Whether a mutation is under way."""
+        return bool(self._mutations)
+
     async def settled(self) -> None:
         """Wait until no mutation of this client is under way."""
         while self._mutations:

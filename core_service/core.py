@@ -196,6 +196,12 @@ class Core:
         dataspace = self.dataspaces.all.get(name)
         return dataspace.memory.committed() if dataspace else 0
 
+    @property
+    def quiet(self) -> bool:
+        """Whether no change is under way, of a client or of core."""
+        changing = self._reclaiming or self.engines.surveying
+        return not changing and not any(client.busy for client in self.clients)
+
     # -- fds
 
     def hand_out(self, client: Client, request: str) -> int:

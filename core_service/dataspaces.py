@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from core_service.engine.protocol import MEMORY_NAME
 from core_service.refusal import invalid, not_found
 from dataspace.errors import NotWritable, StillWritable
 from dataspace.memory import ram
@@ -274,7 +275,7 @@ def _must_not_write(dataspace: Dataspace, asking: Client) -> None:
 
 def memory_name(name: str) -> str:
     """A dataspace's memory in /proc/PID/maps."""
-    return f"vmsession:{name}"
+    return f"{MEMORY_NAME}{name}"
 
 
 def holder(client: Client) -> str:

@@ -172,9 +172,22 @@ class Session:
 
     # -- memory
 
+    @property
+    def changing(self) -> asyncio.Lock:
+        """Held to change its attachments and vCPUs."""
+        return self._mutation
+
     def attachments(self) -> list[Attachment]:
         """What is attached, in the order of addresses."""
         return list(self._map)
+
+    def attachments_of(self, dataspace: Dataspace) -> list[Attachment]:
+        """Where a dataspace is attached."""
+        return list(self._map.of(dataspace.name))
+
+    def attached(self, dataspace: str) -> Dataspace | None:
+        """A dataspace that is attached, by its name."""
+        return self._attached.get(dataspace)
 
     @property
     def attachment_count(self) -> int:

@@ -19,6 +19,8 @@ from dataspace.ranges import part_size
 from dataspace.record import EventKind
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from core_service.client import Client
     from core_service.dataspaces import Dataspaces
     from core_service.names import Names
@@ -58,6 +60,10 @@ class Shares:
         self._all: dict[str, Share] = {}
         self._by_uid: dict[int, dict[str, Share]] = {}
         dataspaces.before_end = self._owner_ends
+
+    def __iter__(self) -> Iterator[Share]:
+        """Those that can be accepted or revoked."""
+        return iter(tuple(self._all.values()))
 
     def offer(  # noqa: PLR0913, PLR0917 - the fields of an offer
         self,

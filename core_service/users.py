@@ -22,6 +22,16 @@ class Users:
         self._clients: Counter[int] = Counter()
         self._sessions: Counter[int] = Counter()
 
+    @property
+    def accounts(self) -> dict[int, Account]:
+        """The accounts of all users."""
+        return dict(self._accounts)
+
+    @property
+    def sessions(self) -> Counter[int]:
+        """How many sessions each user has."""
+        return Counter(self._sessions)
+
     def account(self, uid: int) -> Account:
         """The account of a user."""
         if uid not in self._accounts:

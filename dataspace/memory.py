@@ -67,6 +67,11 @@ class Memory:
         return self._size
 
     @property
+    def inode(self) -> int:
+        """Its number in the kernel, by which whoever has it mapped has it in /proc/PID/maps."""
+        return os.fstat(self._owned()).st_ino
+
+    @property
     def writable(self) -> bool:
         """Whether anybody may write to it from now on. The kernel is asked each time: who has a
         writable description may seal it himself.

@@ -33,6 +33,11 @@ class Meter:
         """What may still be used here."""
         return self.limit - self.used
 
+    @property
+    def weight(self) -> int:
+        """What the parent is charged for."""
+        return self._weight(self.used)
+
     def admit(self, change: int) -> None:
         """Raise the refusal unless the use may grow by `change` here and at every ancestor."""
         if change > max(self.free, 0):

@@ -51,6 +51,16 @@ class Account:
         return Amount(self._ram.used, self._caps.used)
 
     @property
+    def own(self) -> Amount:
+        """The part of what is charged here that is not below."""
+        return Amount(self._ram.own, self._caps.own)
+
+    @property
+    def weight(self) -> Amount:
+        """What it is charged for at its parent: what it uses, or what was transferred to it."""
+        return Amount(self._ram.weight, self._caps.weight)
+
+    @property
     def peak(self) -> Amount:
         """The most that was ever charged here, of each resource for itself."""
         return Amount(self._ram.peak, self._caps.peak)

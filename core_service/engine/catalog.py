@@ -70,6 +70,16 @@ class Catalog:
         """Engine processes that run now."""
         return sum(1 for process in self._running if process.running)
 
+    @property
+    def pids(self) -> set[int]:
+        """The engine processes that run now."""
+        return {process.pid for process in self._running if process.running}
+
+    @property
+    def surveying(self) -> bool:
+        """Whether engines run that are only looked at."""
+        return self._survey is not None and not self._survey.done()
+
     async def start(self, engine: str) -> EngineProcess:
         """Start an engine for a session; an empty name means the first that starts.
 

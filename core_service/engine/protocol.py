@@ -30,6 +30,7 @@ CPUID_LEAVES: Final = 160
 MSR_RANGES: Final = 16
 MSR_RANGE: Final = 4096
 MAPPING_ENTRIES: Final = 120
+MEMORY_NAME: Final = "vmsession:"
 PACKET_LIMIT: Final = 16 + HALF_BYTES + FPU_BYTES
 
 

@@ -13,7 +13,7 @@ from vmsession.v1 import audit_pb2_grpc
 
 from core_service.audit.query import EventFilter
 from core_service.dataspaces import uid_of
-from core_service.refusal import invalid, not_found
+from core_service.refusal import Refusal, invalid, not_found
 from core_service.rpc import convert
 from core_service.rpc.audit_filters import (
     NothingToSee,
@@ -26,6 +26,8 @@ from core_service.rpc.audit_log import AuditQueries
 from core_service.rpc.audit_totals import totals
 from core_service.rpc.audit_watch import Watcher, counted
 from core_service.rpc.paging import LIMIT, page_size, wrong_token
+from core_service.rpc.sight import sees_all
+from core_service.verify.verification import Verification
 from dataspace.errors import UnknownDataspace
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
     def __init__(self, core: Core, extra_fds: Callable[[], int]) -> None:
         self._core = core
         self._extra_fds = extra_fds
+        self._verification = Verification(core)
 
     def _client(self, context: Context) -> Client:
         return self._core.clients.of(context.peer())
@@ -151,6 +154,11 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
             async with aclosing(watcher.messages()) as messages:
                 async for message in messages:
                     yield message
+
+    async def Verify(self, request: pb.VerifyRequest, context: Context) -> pb.VerifyResponse:
+        if not sees_all(self._client(context)):
+            raise Refusal("DENIED", "only core's own user and root may verify")
+        return convert.verified(await self._verification.run(whole_chain=request.whole_chain))
 
 
 def _after(token: str) -> int:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from core_service.session import Session
     from core_service.shares import Share
     from core_service.vcpu import Vcpu
+    from core_service.verify.verification import Verified
     from dataspace.attachments import Attachment
     from dataspace.quota import Account
 
@@ -214,3 +215,18 @@ def record(of: Record, committed: int = 0) -> audit_pb2.DataspaceRecord:
 def _mapping(session_name: str, mapped: Attachment) -> str:
     rights = "rw" if mapped.writable else "r"
     return f"{session_name} {mapped.gpa:#x}..{mapped.end - 1:#x} {rights}"
+
+
+def verified(told: Verified) -> audit_pb2.VerifyResponse:
+    """What a verification found."""
+    return audit_pb2.VerifyResponse(
+        discrepancies=[
+            audit_pb2.Discrepancy(check=check, subject=subject, message=message)
+            for check, subject, message in told.findings
+        ],
+        revision=told.revision,
+        events_checked=told.events,
+        mappings_checked=told.mappings,
+        descriptors_checked=told.descriptors,
+        accounts_checked=told.accounts,
+    )

@@ -115,6 +115,10 @@ class Stubs:
         """The audit's sums."""
         return self.audit.GetTotals(audit_pb2.GetTotalsRequest())
 
+    def verify(self) -> audit_pb2.VerifyResponse:
+        """What core's verification finds, of all that it has and ever had."""
+        return self.audit.Verify(audit_pb2.VerifyRequest(whole_chain=True))
+
     def close(self) -> None:
         """Close the channel."""
         self.channel.close()
