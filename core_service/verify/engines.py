@@ -76,6 +76,7 @@ class _Comparison:
             ):
                 self._must_be_mapped(_claim(attachment, region, dataspace))
         for region in self._table.values():
+            self._account(region)
             where = f"{region.gpa:#x}..{region.gpa + region.size - 1:#x}"
             self._wrong(self._session.name, f"its engine has {where}, which is not attached")
         for vcpu in self._session.vcpus.values():
@@ -87,6 +88,14 @@ class _Comparison:
     def _wrong(self, subject: str, message: str) -> None:
         self._look.wrong("engine", subject, message)
 
+    def _account(self, region: Mapping) -> None:
+        """What is wrong with a region is told once: by the table."""
+        for at in range(bisect_right(self._ends, region.host), len(self._kernel)):
+            piece = self._kernel[at]
+            if piece.host >= region.end:
+                break
+            self._accounted[at] += min(piece.end, region.end) - max(piece.host, region.host)
+
     def _in_table(self, attachment: Attachment) -> Mapping | None:
         region = self._table.pop(attachment.gpa, None)
         told = f"is attached at {told_attachment(attachment)} in {self._session.name}"
@@ -95,6 +104,7 @@ class _Comparison:
             return None
         flags = WRITABLE * attachment.writable | EXECUTABLE * attachment.executable
         if (region.size, region.flags) != (attachment.size, flags):
+            self._account(region)
             self._wrong(
                 attachment.dataspace,
                 f"{told}; its engine has {region.size} bytes with flags {region.flags:#x} there",

@@ -88,7 +88,7 @@ def open_fds() -> Census:
 
 
 def in_process(
-    monkeypatch: pytest.MonkeyPatch, kinds: tuple[FakeKind, ...], settings: Settings
+    monkeypatch: pytest.MonkeyPatch, kinds: tuple[FakeKind | catalog.Kind, ...], settings: Settings
 ) -> InProcess:
     """A core that knows these engines; `must_be_empty` ends it."""
     monkeypatch.setattr(catalog, "KINDS", kinds)
