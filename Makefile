@@ -42,6 +42,7 @@ demo: $(VENV)/.vmsession
 	@$(BIN)/python -m examples.demo
 
 test: $(VENV)/.dev $(VENV)/.vmsession
+	@$(BIN)/python -m tests.libx86emu
 	@$(BIN)/python -m pytest
 
 lint: $(VENV)/.dev $(VENV)/.vmsession
