@@ -370,6 +370,18 @@ def test_an_access_across_pages_meets_a_breakpoint_in_the_second(engine: Engine)
         assert hit(vcpu) == (ORIGIN + 2, 1)
 
 
+@pytest.mark.parametrize("kind", [InjectType.EXCEPTION, InjectType.NMI])
+def test_the_delivery_of_an_event_meets_a_breakpoint(engine: Engine, kind: InjectType) -> None:
+    """Before its handler's first instruction."""
+    vector = 2 if kind == InjectType.NMI else 6
+    with guest(engine, Transport.PAGE, "nop; hlt") as vcpu:
+        catch(vcpu, vector, "nop; hlt")
+        break_at(vcpu, (STACK - 12, WRITE, 4))
+        vcpu.reply.inject(kind, vector)
+        assert hit(vcpu) == (HANDLER, 1)
+        assert vcpu.scalar("rsp") == STACK - 12
+
+
 def test_a_device_can_be_watched(engine: Engine) -> None:
     with guest(engine, Transport.PAGE, f"mov [{HOLE}], al; hlt") as vcpu:
         break_at(vcpu, (HOLE, WRITE, 1))
