@@ -60,7 +60,9 @@ class Session:
         self.label = record.label
         self.engine = record.engine
         self.capabilities = capabilities
-        self._features = frozenset((*capabilities.features, *capabilities.exit_reasons))
+        self._has = frozenset(
+            (*capabilities.features, *capabilities.exit_reasons, *capabilities.registers)
+        )
         self.memory = GuestMemory()
         self._connection = connection
         self._stub = connection.vm_sessions
@@ -162,12 +164,11 @@ class Session:
         """Names of the registers that the engine has."""
         return self.capabilities.registers
 
-    def require(self, *features: str) -> None:
-        """Raises Unsupported unless the engine has these features or exits: names as in
-        `Capabilities.features` and `exit_reasons` of core.proto."""
-        for feature in features:
-            if feature not in self._features:
-                raise Unsupported(self.engine, feature)
+    def require(self, *names: str) -> None:
+        """Raises Unsupported unless the engine has these features, exits and registers, named as in
+        `Capabilities` of core.proto."""
+        if missing := [name for name in names if name not in self._has]:
+            raise Unsupported(self.engine, ", ".join(missing))
 
     def check_alive(self) -> None:
         """Raises SessionEnded if it ended without this program's asking: its engine died, or core.

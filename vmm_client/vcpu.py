@@ -276,6 +276,10 @@ class Vcpu:
         """Names of the registers that the engine has."""
         return self._owner.engine_registers
 
+    def require(self, *names: str) -> None:
+        """Raises Unsupported unless the engine has these features, exits and registers."""
+        self._owner.require(*names)
+
     def cpuid(self) -> list[CpuidLeaf]:
         """What CPUID answers. Raises Refused: see GetVcpuCpuid in vm_session.proto."""
         self._open_page()

@@ -211,10 +211,10 @@ class Owner:
         self.engine_registers = [*SCALARS, *SEGMENTS]
         self.leaves: list[CpuidLeaf] = []
 
-    def require(self, *features: str) -> None:
-        for feature in features:
-            if feature not in self.features:
-                raise Unsupported("scripted", feature)
+    def require(self, *names: str) -> None:
+        for name in names:
+            if name not in self.features and name not in self.engine_registers:
+                raise Unsupported("scripted", name)
 
     def cpuid(self, vcpu: str) -> list[CpuidLeaf]:
         assert vcpu == NAME
