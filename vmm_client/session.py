@@ -114,8 +114,8 @@ class Session:
     def create_vcpu(self, index: int = 0, *, stream: bool = False) -> Vcpu:
         """A new vCPU, below `capabilities.max_vcpus`. It runs when it is served.
 
-        Its exits come by shared memory, or with `stream` through core, in a millisecond each, which needs
-        no shared memory. Raises Refused: see CreateVcpu in vm_session.proto; IncompatibleCore, BadFd.
+        Its exits come by shared memory; with `stream` through core, a millisecond each, without any.
+        Raises Refused: see CreateVcpu in vm_session.proto; IncompatibleCore, BadFd.
         """
         transport = TRANSPORT_STREAM if stream else TRANSPORT_PAGE
         request = CreateVcpuRequest(

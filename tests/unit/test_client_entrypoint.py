@@ -79,6 +79,21 @@ def test_a_session_that_died_is_dropped_and_the_rest_goes_on() -> None:
         assert list(entrypoint.exits()) == []
 
 
+def test_a_vcpu_whose_stream_was_refused_is_dropped_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    with vcpus(1, 0) as (vcpu,):
+        entrypoint = Entrypoint([vcpu])
+        exits = entrypoint.exits()
+        next(exits)
+
+        def refuse() -> None:
+            raise errors.Refused("TAKEN_OVER", "another stream serves it")
+
+        monkeypatch.setattr(vcpu, "check_alive", refuse)
+        with pytest.raises(errors.Refused, match="TAKEN_OVER"):
+            next(exits)
+        assert list(entrypoint.exits()) == []
+
+
 def test_a_vcpu_that_somebody_else_serves_is_busy() -> None:
     with vcpus(1, 1) as (vcpu,):
         exits = vcpu.exits()
