@@ -14,7 +14,7 @@ help:
 	@echo "make lint    ruff, import-linter, buf"
 	@echo "make types   mypy --strict"
 	@echo "make bench   measure the cost of exits; writes bench.json"
-	@echo "make soak    long campaigns, by hand"
+	@echo "make soak    long campaigns, an hour; writes soak.json"
 	@echo "make proto   generate the gRPC code again"
 	@echo "make lock    pin the dependencies again"
 
@@ -68,4 +68,4 @@ lock: $(VENV)/.dev
 	$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info core_service/engine/native/bin dataspace/_page*.so bench.json
+	rm -rf $(VENV) build dist *.egg-info core_service/engine/native/bin dataspace/_page*.so bench.json soak.json

@@ -1,0 +1,106 @@
+"""Long campaigns, run by `make soak`: an hour by default.
+
+VMSESSION_SOAK_SECONDS is the time of the model's steps on each engine and transport, a third of it that
+of the scenario sessions; VMSESSION_SOAK_PAIRS the number of run/pause pairs; VMSESSION_SEED the seed."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from dataspace.registers import Segment
+from dataspace.vcpu_page import Reason
+from tests.conformance.stress.driver import Driver
+from tests.conformance.stress.seed import seed
+from tests.conformance.stress.soak_report import Row, SoakReport
+from tests.conformance.test_vmm_x86 import PAGE, scenario
+from vmm_client import Connection
+
+pytestmark = pytest.mark.soak
+
+PAIRS = int(os.environ.get("VMSESSION_SOAK_PAIRS", "1000000"))
+SECONDS = float(os.environ.get("VMSESSION_SOAK_SECONDS", "500"))
+SCENARIO_SECONDS = SECONDS / 3
+SESSIONS = 8
+ROUNDS = 200
+PATIENCE = 20.0
+SPIN = bytes.fromhex("ebfe")
+
+
+@pytest.fixture(scope="module")
+def report(request: pytest.FixtureRequest) -> Iterator[SoakReport]:
+    """Speaks on the terminal, whatever pytest captures."""
+    plugins = request.config.pluginmanager
+    reporter, capture = plugins.getplugin("terminalreporter"), plugins.getplugin("capturemanager")
+    assert reporter is not None
+    assert capture is not None
+
+    def write(line: str) -> None:
+        with capture.global_and_fixture_disabled():
+            reporter.write_line(line)
+
+    soak = SoakReport(write)
+    yield soak
+    soak.finish()
+
+
+def test_run_and_pause_a_million_times(client: Connection, engine: str, report: SoakReport) -> None:
+    """A guest that never exits, run and paused by page: each pair is one PAUSED, acknowledged."""
+    begin = time.monotonic()
+    with client.create_session(engine) as session, client.create_ram(PAGE) as ram:
+        ram.write(0, SPIN)
+        session.attach(ram, 0)
+        vcpu = session.create_vcpu()
+        vcpu.run()
+        assert vcpu.wait(PATIENCE) is not None
+        vcpu.registers.update({"cs": Segment(0, 0x9B, 0xFFFF, 0), "rip": 0})
+        first = vcpu.exit.sequence
+        for pair in range(1, PAIRS + 1):
+            vcpu.run()
+            number = vcpu.pause()
+            exit_ = vcpu.wait(PATIENCE)
+            assert exit_ is not None, f"pair {pair}: no exit"
+            assert exit_.reason is Reason.PAUSED, f"pair {pair}: {exit_}"
+            assert vcpu.pauses_acknowledged == number == pair
+            report.progress(f"run and pause, {engine}", pair, PAIRS, "pairs")
+        assert vcpu.exit.sequence == first + PAIRS
+    seconds = time.monotonic() - begin
+    report.add(Row("run and pause", engine, "page", PAIRS, "pairs", seconds, None, {}))
+
+
+def test_the_model_holds_for_long(
+    client: Connection, engine: str, transport: str, report: SoakReport
+) -> None:
+    """The random steps of `test_model.py`, with another seed each time."""
+    chosen = seed()
+    begin = time.monotonic()
+    with Driver(client, engine, chosen, stream=transport == "stream") as driver:
+        while (spent := time.monotonic() - begin) < SECONDS:
+            driver.episode(ROUNDS)
+            report.progress(f"model, {engine} {transport}", int(spent), int(SECONDS), "seconds")
+        figures = dict(driver.figures)
+    row = Row("model", engine, transport, figures["rounds"], "runs", spent, chosen, figures)
+    report.add(row)
+
+
+def test_eight_scenario_sessions_at_once(
+    client: Connection, engine: str, report: SoakReport
+) -> None:
+    """Genode's acceptance scenario, four vCPUs each, in eight sessions beside each other."""
+    begin = time.monotonic()
+
+    def play(_: int) -> None:
+        with client.create_session(engine) as session, client.create_ram(PAGE) as page:
+            scenario(session, lambda: page)
+
+    played = 0
+    with ThreadPoolExecutor(SESSIONS) as threads:
+        while (spent := time.monotonic() - begin) < SCENARIO_SECONDS:
+            played += len(list(threads.map(play, range(SESSIONS))))
+            done, of = int(spent), int(SCENARIO_SECONDS)
+            report.progress(f"scenarios, {engine}", done, of, "seconds")
+    report.add(Row("scenario", engine, "page", played, "sessions", spent, None, {}))
