@@ -104,6 +104,7 @@ struct x86emu_cpu {
 	struct x86emu_registers before;
 	struct x86emu_code code;
 	bool started;      /* the library has begun with it */
+	bool rehearsing;   /* only its fetches count */
 	enum x86emu_end end;
 	bool exchanged;    /* there was an exit in the middle */
 	uint32_t watched;  /* breakpoints on data that it hit */

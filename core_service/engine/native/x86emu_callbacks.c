@@ -49,9 +49,11 @@ _Noreturn static void library_fault(struct x86emu_cpu *cpu)
 static int handle_interrupt(struct x86emu *emu, uint8_t number, unsigned type)
 {
 	struct x86emu_cpu *cpu = current;
+	(void)emu;
+	if (cpu->rehearsing)
+		return 1;
 	if (type & X86EMU_EXCEPTION)
 		library_fault(cpu);
-	(void)emu;
 	x86emu_deliver_int(cpu, number);
 	return 1; /* so that the library does not */
 }
@@ -77,10 +79,14 @@ static unsigned handle_access(struct x86emu *emu, uint32_t address, uint32_t *va
 {
 	struct x86emu_cpu *cpu = current;
 	uint32_t size = 1u << (type & 3);
+	if (cpu->rehearsing && (type & ~0xffu) != X86EMU_FETCH) {
+		*value = 0;
+		return 0;
+	}
 	/* The library goes on with what it found to be beyond the limit. */
-	if (emu->interrupt_type & X86EMU_EXCEPTION && emu->interrupt_number == VECTOR_GP)
+	if (!cpu->rehearsing && emu->interrupt_type & X86EMU_EXCEPTION && emu->interrupt_number == VECTOR_GP)
 		x86emu_fault(cpu, stack_access(cpu, address) ? VECTOR_SS : VECTOR_GP, 0);
-	if (emu->interrupt_type & X86EMU_EXCEPTION)
+	if (!cpu->rehearsing && emu->interrupt_type & X86EMU_EXCEPTION)
 		library_fault(cpu);
 	switch (type & ~0xffu) {
 	case X86EMU_FETCH:
@@ -130,8 +136,26 @@ void x86emu_attach(struct x86emu_cpu *cpu)
 	library->set_cpuid(cpu->emu, handle_cpuid);
 }
 
-void x86emu_run_library(struct x86emu_cpu *cpu)
+static void run_one(struct x86emu_cpu *cpu)
 {
 	cpu->started = false;
 	cpu->vm->library.run(cpu->emu, 0);
+}
+
+/* Fetch it all before a device is accessed, where the instruction may turn out to lack its end: the library fetches
+ * immediate operands after it has read others. */
+static void rehearse(struct x86emu_cpu *cpu)
+{
+	const struct x86emu_registers registers = cpu->emu->registers;
+	cpu->rehearsing = true;
+	run_one(cpu);
+	cpu->rehearsing = false;
+	cpu->emu->registers = registers;
+}
+
+void x86emu_run_library(struct x86emu_cpu *cpu)
+{
+	if (cpu->code.bytes < X86EMU_INSTRUCTION)
+		rehearse(cpu);
+	run_one(cpu);
 }

@@ -19,6 +19,7 @@
 void x86emu_abandon(struct x86emu_cpu *cpu, enum x86emu_end end)
 {
 	cpu->end = end;
+	cpu->rehearsing = false;
 	cpu->emu->interrupt_type = 0;
 	longjmp(cpu->abandoned, 1);
 }

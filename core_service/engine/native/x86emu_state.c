@@ -168,6 +168,7 @@ void x86emu_reset_state(struct x86emu_cpu *cpu)
 	registers->general[X86EMU_EDX] = SIGNATURE;
 	registers->control[0] = CR0_RESET;
 	registers->segment[SEG_CS].base = 0xffff0000;
+	registers->segment[SEG_CS].attributes = 0x93;
 	registers->ldt = (struct x86emu_segment){.limit = 0xffff, .attributes = 0x82};
 	registers->tr = (struct x86emu_segment){.limit = 0xffff, .attributes = 0x8b};
 }
