@@ -180,7 +180,9 @@ def test_every_run_gives_one_exit(client: Connection, machine: Machine) -> None:
                 exit_ = vcpu.turn(PATIENCE)
                 assert exit_ is not None
                 seen[exit_.reason] += 1
-                assert machine.word(DATA) == seen[Reason.PORT], seen
+                ahead = machine.word(DATA) - seen[Reason.PORT]
+                # It may be paused between the counting and the port.
+                assert ahead == 0 or (ahead == 1 and exit_.reason is Reason.PAUSED), seen
                 if exit_.reason is Reason.PORT:
                     permits.release()
         finally:
