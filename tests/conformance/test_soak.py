@@ -14,6 +14,7 @@ import pytest
 
 from dataspace.registers import Segment
 from dataspace.vcpu_page import Reason
+from tests.conformance.claims import needs
 from tests.conformance.stress.driver import Driver
 from tests.conformance.stress.seed import seed
 from tests.conformance.stress.soak_report import Row, SoakReport
@@ -87,6 +88,7 @@ def test_the_model_holds_for_long(
     report.add(row)
 
 
+@needs("feature:smp")
 def test_eight_scenario_sessions_at_once(
     client: Connection, engine: str, report: SoakReport
 ) -> None:
