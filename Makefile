@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 NATIVE := $(wildcard core_service/engine/native/*.[ch]) $(wildcard core_service/engine/native/*.py) \
 	$(wildcard dataspace/*.c) $(wildcard dataspace/native/*.h) proto/vcpu_page.h setup.py pyproject.toml
 
-.PHONY: help demo test lint types bench soak proto lock clean
+.PHONY: help demo test lint types bench soak table proto lock clean
 
 help:
 	@echo "make demo    boot Linux and small guests against a private core, then audit every dataspace"
@@ -15,6 +15,7 @@ help:
 	@echo "make types   mypy --strict"
 	@echo "make bench   measure the cost of exits; writes bench.json"
 	@echo "make soak    long campaigns, an hour; writes soak.json"
+	@echo "make table   write docs/engines.md: what each engine claims to do"
 	@echo "make proto   generate the gRPC code again"
 	@echo "make lock    pin the dependencies again"
 
@@ -59,6 +60,9 @@ bench: $(VENV)/.vmsession
 
 soak: $(VENV)/.dev $(VENV)/.vmsession
 	@$(BIN)/python -m pytest -m soak --timeout 0
+
+table: $(VENV)/.dev $(VENV)/.vmsession
+	@$(BIN)/python -m tests.conformance.engine_table
 
 proto: $(VENV)/.dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python proto/generate.py

@@ -82,7 +82,7 @@ def engine(request: pytest.FixtureRequest, engines: dict[str, Engine]) -> str:
     return told.name
 
 
-@pytest.fixture(params=["page"])
+@pytest.fixture(params=["page", "stream"])
 def transport(request: pytest.FixtureRequest) -> str:
     """Both ways of serving a vCPU."""
     chosen: str = request.param
@@ -93,4 +93,4 @@ def transport(request: pytest.FixtureRequest) -> str:
 def machine(client: Connection, engine: str, transport: str) -> Iterator[Machine]:
     """A session with RAM at 0 and no vCPU yet."""
     with client.create_session(engine) as session, client.create_ram(Machine.RAM) as ram:
-        yield Machine(session, ram, stream=transport == "stream")
+        yield Machine(client, session, ram, stream=transport == "stream")

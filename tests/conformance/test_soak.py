@@ -97,7 +97,7 @@ def test_eight_scenario_sessions_at_once(
 
     def play(_: int) -> None:
         with client.create_session(engine) as session, client.create_ram(PAGE) as page:
-            scenario(session, lambda: page)
+            scenario(session, page, stream=False)
 
     played = 0
     with ThreadPoolExecutor(SESSIONS) as threads:
