@@ -93,4 +93,4 @@ def transport(request: pytest.FixtureRequest) -> str:
 def machine(client: Connection, engine: str, transport: str) -> Iterator[Machine]:
     """A session with RAM at 0 and no vCPU yet."""
     with client.create_session(engine) as session, client.create_ram(Machine.RAM) as ram:
-        yield Machine(client, session, ram, stream=transport == "stream")
+        yield Machine(session, ram, stream=transport == "stream")

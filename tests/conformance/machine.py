@@ -8,7 +8,6 @@ from dataspace.registers import Segment
 from dataspace.vcpu_page import ExitFlag, Reason
 from tests.conformance.claims import claims_of, require
 from tests.guests.assemble import assemble
-from vmm_client.connection import Connection
 from vmm_client.exits import Exit
 from vmm_client.ram import Ram
 from vmm_client.session import Session
@@ -78,8 +77,7 @@ class Machine:
 
     RAM: Final = 16 * PAGE
 
-    def __init__(self, client: Connection, session: Session, ram: Ram, *, stream: bool) -> None:
-        self.client = client
+    def __init__(self, session: Session, ram: Ram, *, stream: bool) -> None:
         self.session = session
         self.ram = ram
         self.claims = claims_of(session.capabilities)

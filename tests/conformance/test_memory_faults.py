@@ -8,6 +8,7 @@ from dataspace.vcpu_page import ExitFlag, Reason
 from tests.conformance.claims import excuse, needs, proves
 from tests.conformance.machine import DATA, HOLE, ORIGIN, PAGE, STACK, Machine, expect
 from tests.guests.assemble import assemble
+from vmm_client.connection import Connection
 
 OUT = assemble("mov al, 0x5a; out 0x80, al; hlt", 32, HOLE)
 
@@ -31,7 +32,7 @@ def test_a_jump_into_nowhere(machine: Machine, into: int) -> None:
 
 
 @proves("exit:MEMORY_FAULT")
-def test_an_instruction_that_ends_in_nowhere(machine: Machine) -> None:
+def test_an_instruction_that_ends_in_nowhere(machine: Machine, client: Connection) -> None:
     """`mov eax, imm32` with two of its bytes in the page behind."""
     code = assemble(f"mov eax, 0x11223344; mov [{DATA + 0x800}], eax; hlt")
     end = HOLE + PAGE
@@ -43,7 +44,7 @@ def test_an_instruction_that_ends_in_nowhere(machine: Machine) -> None:
     assert exit_.flags & ExitFlag.FETCH
     registers = vcpu.fetch("rip", "rax")
     assert (registers.rip, registers.rax) == (end - 3, end - 3)
-    with machine.client.create_ram(PAGE) as more:
+    with client.create_ram(PAGE) as more:
         more.write(0, code[3:])
         machine.session.attach(more, end)
         expect(vcpu, Reason.HLT)
