@@ -139,7 +139,7 @@ static bool go_on(struct x86emu_cpu *cpu, enum x86emu_end *end)
 	if (*end != END_DONE && *end != END_HALTED)
 		return false;
 	cpu->vcpu->step_over = false;
-	return !debugged(cpu) && !cpu->exchanged && *end == END_DONE;
+	return *end == END_DONE && !debugged(cpu) && !cpu->exchanged;
 }
 
 static enum x86emu_end run_guest(struct x86emu_cpu *cpu)

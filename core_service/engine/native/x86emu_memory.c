@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Guest memory. An access is cut where an attachment begins or ends: each part is memory or a device's.
+ * Guest memory. An access is cut where an attachment begins or ends: each part is memory or a device's; and where a
+ * device's page ends, as the accesses of a CPU with paging are.
  */
 #include <string.h>
 
 #include "x86emu.h"
 
+#define PAGE_BYTES 4096u
 #define BREAKPOINTS 4u
 #define ENABLED(n) (3u << 2 * (n)) /* DR7: SDM vol. 3, 17.2.4 */
 #define TYPE(n) (16 + 4 * (n))     /* R/W, and LEN above it */
@@ -25,7 +27,7 @@ static void watch(struct x86emu_cpu *cpu, uint32_t address, uint32_t size, bool 
 	}
 }
 
-/* As much of [address, address + size) as is in one attachment, or in none. */
+/* As much of [address, address + size) as is in one attachment, or in none and in one page. */
 static uint32_t part(struct x86emu_cpu *cpu, uint32_t address, uint32_t size, struct region **region)
 {
 	*region = memory_find(cpu->vcpu->vm, address);
@@ -34,7 +36,7 @@ static uint32_t part(struct x86emu_cpu *cpu, uint32_t address, uint32_t size, st
 		return left < size ? (uint32_t)left : size;
 	}
 	uint32_t gap = 1;
-	while (gap < size && !memory_find(cpu->vcpu->vm, (uint32_t)(address + gap)))
+	while (gap < size && (address + gap) % PAGE_BYTES && !memory_find(cpu->vcpu->vm, address + gap))
 		gap++;
 	return gap;
 }
