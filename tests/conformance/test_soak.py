@@ -1,12 +1,14 @@
 """Long campaigns, run by `make soak`: an hour by default.
 
 VMSESSION_SOAK_SECONDS is the time of the model's steps on each engine and transport, a third of it that
-of the scenario sessions; VMSESSION_SOAK_PAIRS the number of run/pause pairs; VMSESSION_SEED the seed."""
+of the scenario sessions, a fifth that of two engines in lockstep in each mode; VMSESSION_SOAK_PAIRS the
+number of run/pause pairs; VMSESSION_SEED the seed."""
 
 from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,17 +17,23 @@ import pytest
 from dataspace.registers import Segment
 from dataspace.vcpu_page import Reason
 from tests.conformance.claims import needs
+from tests.conformance.diff.campaign import campaign
+from tests.conformance.diff.sides import lockstep
 from tests.conformance.stress.driver import Driver
 from tests.conformance.stress.seed import seed
 from tests.conformance.stress.soak_report import Row, SoakReport
 from tests.conformance.test_vmm_x86 import PAGE, scenario
 from vmm_client import Connection
+from vmm_client.diff import DiffMode
+from vmm_client.diff.report import lines
 
 pytestmark = pytest.mark.soak
 
 PAIRS = int(os.environ.get("VMSESSION_SOAK_PAIRS", "1000000"))
 SECONDS = float(os.environ.get("VMSESSION_SOAK_SECONDS", "500"))
 SCENARIO_SECONDS = SECONDS / 3
+LOCKSTEP_SECONDS = SECONDS / 5
+STREAMS, GROUPS = 20, 80  # assembled at once; instructions or so in each
 SESSIONS = 8
 ROUNDS = 200
 PATIENCE = 20.0
@@ -106,3 +114,28 @@ def test_eight_scenario_sessions_at_once(
             done, of = int(spent), int(SCENARIO_SECONDS)
             report.progress(f"scenarios, {engine}", done, of, "seconds")
     report.add(Row("scenario", engine, "page", played, "sessions", spent, None, {}))
+
+
+@pytest.mark.parametrize("mode", DiffMode)
+def test_two_engines_agree_for_long(client: Connection, mode: DiffMode, report: SoakReport) -> None:
+    """The streams of `test_diff.py`, with others each time. All that differs is told at the end."""
+    chosen = first = seed()
+    begin = time.monotonic()
+    figures: Counter[str] = Counter()
+    differ = []
+    with lockstep(client, "soft", "kvm") as both:
+        while (spent := time.monotonic() - begin) < LOCKSTEP_SECONDS:
+            for case in campaign(both, mode, range(first, first + STREAMS), GROUPS):
+                figures["instructions"] += case.outcome.compared
+                figures["streams"] += 1
+                if case.outcome.differences:
+                    differ.append(
+                        f"seed {case.seed}\n" + "\n".join(lines(case.outcome, "instruction"))
+                    )
+            first += STREAMS
+            done, of = int(spent), int(LOCKSTEP_SECONDS)
+            report.progress(f"lockstep, {mode.value}", done, of, "seconds")
+    number, told = figures["instructions"], dict(figures) | {"differ": len(differ)}
+    campaign_name = f"lockstep {mode.value}"
+    report.add(Row(campaign_name, "soft/kvm", "page", number, "instructions", spent, chosen, told))
+    assert not differ, "\n\n".join(differ[:10])

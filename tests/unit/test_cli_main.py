@@ -36,14 +36,14 @@ def test_wrong_usage_is_one_line_and_a_hint(
     assert err.endswith("\n     see `vmm --help`\n")
 
 
-@pytest.mark.parametrize("command", ["ls", "dataspaces", "doctor", "run", "boot"])
+@pytest.mark.parametrize("command", ["ls", "dataspaces", "doctor", "run", "boot", "diff"])
 def test_without_core_every_command_says_what_to_do(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
 ) -> None:
     flat = tmp_path / "flat"
     flat.write_bytes(b"\xf4")
     socket = str(tmp_path / "core.sock")
-    arguments = [str(flat)] if command == "run" else []
+    arguments = [str(flat)] if command in ("run", "diff") else []
     status, out, err = outcome(capsys, command, *arguments, "--socket", socket)
     assert status == 1
     text = out if command == "doctor" else err
