@@ -7,6 +7,7 @@ uses; it is skipped on an engine that does not make them, and fails on one that 
 from __future__ import annotations
 
 from collections import defaultdict
+from pathlib import Path
 from typing import Final, NoReturn
 
 import pytest
@@ -14,6 +15,8 @@ from vmsession.v1.core_pb2 import Capabilities
 
 proved: Final[defaultdict[str, set[str]]] = defaultdict(set)  # by engine, of the tests that passed
 excused: Final[defaultdict[str, dict[str, str]]] = defaultdict(dict)  # claim and reason
+
+collected: Final[set[Path]] = set()  # the test files of this run, of which no test was named
 
 
 def proves(*claims: str) -> pytest.MarkDecorator:
