@@ -11,8 +11,9 @@ from tests.conformance.diff.campaign import BITS, LOAD_ADDRESS, campaign
 from tests.conformance.diff.sides import OtherAnswers, OtherMemory, OtherRegister, lockstep
 from tests.guests.assemble import assemble
 from vmm_client import Connection
-from vmm_client.diff import DiffMode, Guest, Lockstep, Outcome, Side
+from vmm_client.diff import DiffMode, Guest, Lockstep, Outcome, Side, pace
 from vmm_client.diff.lockstep import CannotStep
+from vmm_client.diff.pace import CannotLead
 from vmm_client.diff.report import lines, record
 
 SEEDS = range(12)
@@ -92,6 +93,31 @@ def test_ring_3_with_either_engine_first(
 def test_the_limit_ends_it(soft_and_kvm: Lockstep) -> None:
     outcome = soft_and_kvm.run(flat("1: jmp 1b", DiffMode.REAL), step=True, limit=9)
     assert (outcome.compared, outcome.ending, outcome.differences) == (9, None, ())
+
+
+def test_a_guest_after_one_that_shut_down(soft_and_kvm: Lockstep) -> None:
+    shutdown = flat("lidt [0x3000]\nud2", DiffMode.PROTECTED)
+    assert soft_and_kvm.run(shutdown, step=False, limit=9).ending is Reason.SHUTDOWN
+    again = soft_and_kvm.run(flat(DEVICES, DiffMode.PROTECTED), step=True, limit=100)
+    assert (again.ending, again.differences) == (Reason.HLT, ())
+
+
+def test_memory_that_is_not_there_answers_alike(soft_and_kvm: Lockstep) -> None:
+    source = "mov ebx, 0x100000\nmov eax, [ebx]\nadd [ebx], eax\nmov [ebx+8], ax\nhlt"
+    outcome = soft_and_kvm.run(flat(source, DiffMode.LONG), step=True, limit=9)
+    assert not outcome.differences, told(outcome)
+    assert (outcome.compared, outcome.ending) == (5, Reason.HLT)
+
+
+def test_a_jump_to_itself_cannot_be_led(
+    client: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "SELF_JUMPS", 3)
+    with lockstep(client, "soft", "soft") as both:
+        steps = iter([True, False])
+        monkeypatch.setattr(both, "_steps", lambda _side, _guest: next(steps))
+        with pytest.raises(CannotLead, match="0x10000 jumps to itself"):
+            both.run(flat("1: jmp 1b", DiffMode.USER), step=True, limit=9)
 
 
 @pytest.mark.parametrize("mode", DiffMode)

@@ -65,6 +65,13 @@ def test_the_limit_is_no_end(diff: Diff) -> None:
     assert (status, out) == (0, "soft and kvm agree over 4 instructions, and the guest goes on\n")
 
 
+@pytest.mark.parametrize("option", ["--limit=0", "--seed=-1", f"--seed={1 << 63}"])
+def test_numbers_have_limits(diff: Diff, option: str) -> None:
+    status, out, err = diff("hlt", option)
+    assert (status, out) == (2, "")
+    assert option.partition("=")[0] in err
+
+
 @pytest.mark.parametrize("engines", ["soft", "soft,", "soft,kvm,soft"])
 def test_two_engines_are_named(diff: Diff, engines: str) -> None:
     status, out, err = diff("hlt", "--engines", engines)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from vmm_client.cli.sizes import Size
 from vmm_client.connection import connect
@@ -30,8 +31,8 @@ def diff(  # noqa: PLR0913 - one for each option
     engines: str = "soft,kvm",
     mode: Literal["real", "protected", "long", "user"] = "real",
     step: Annotated[bool, Parameter(negative="--exits")] = True,
-    limit: int = 100_000,
-    seed: int = 0,
+    limit: Annotated[int, Parameter(validator=Number(gte=1))] = 100_000,
+    seed: Annotated[int, Parameter(validator=Number(gte=0, lt=1 << 63))] = 0,
     memory: Size = 2 << 20,
     load_address: int | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,

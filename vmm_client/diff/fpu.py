@@ -37,9 +37,9 @@ def by_name(area: bytes) -> dict[str, int]:
     for number in range(16):
         at = 160 + 16 * number
         values[f"xmm{number}"] = _number(area[at : at + 16]) if present & SSE else 0
-        if present & AVX and len(area) >= YMM + 256:
+        if len(area) >= YMM + 256:
             at = YMM + 16 * number
-            values[f"ymm{number}h"] = _number(area[at : at + 16])
+            values[f"ymm{number}h"] = _number(area[at : at + 16]) if present & AVX else 0
     return values
 
 

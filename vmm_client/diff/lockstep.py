@@ -98,9 +98,9 @@ class Lockstep:
         return second_led if able[0] else first_led
 
     def _steps(self, side: Side, guest: Guest) -> bool:
-        """Whether this engine steps here: one that emulates ring 0 only may not in ring 3."""
-        if "debug" not in side.features:
-            return False
+        """Whether this engine steps here: one that emulates ring 0 only cannot in ring 3."""
+        if "debug" not in side.features or guest.mode is not DiffMode.USER:
+            return "debug" in side.features
         side.enter(guest, self._reset, 0)
         return side.advance(step=True).reason is not Reason.INTERNAL_ERROR
 

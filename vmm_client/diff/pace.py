@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from dataspace.vcpu_page import Reason
 from vmm_client.diff.code import Instruction, instruction_at, number
@@ -10,8 +10,21 @@ from vmm_client.diff.led import follow, handled
 from vmm_client.diff.side import Side
 from vmm_client.diff.stop import Stop
 from vmm_client.diff.undefined import repeats
+from vmm_client.errors import VmsessionError
 
 Stops = tuple[Stop, Stop]
+SELF_JUMPS: Final = 1 << 16
+
+
+class CannotLead(VmsessionError):  # noqa: N818 - see vmm_client.errors
+    """An instruction that goes on jumping to itself: nothing can be planted where it stands."""
+
+    def __init__(self, rip: int) -> None:
+        super().__init__(
+            f"the instruction at {rip:#x} jumps to itself more than {SELF_JUMPS} times, and only one "
+            "of the engines steps here",
+            "compare by exits: --exits",
+        )
 
 
 class Pace(Protocol):
@@ -63,8 +76,12 @@ def _caught_up(side: Side, stop: Stop, target: Stop) -> Stop:
 def second_led(first: Side, second: Side, at: Instruction) -> Stops:
     """As `by_instruction`, where only the first engine can step."""
     lead = _step(first, at)
-    while lead.reason is Reason.DEBUG and lead.rip == at.rip:
+    for _ in range(SELF_JUMPS):
+        if lead.reason is not Reason.DEBUG or lead.rip != at.rip:
+            break
         lead = _joined(lead, _step(first, at))
+    else:
+        raise CannotLead(at.rip)
     while handled(lead.registers) is not None and lead.reason is Reason.DEBUG:
         lead = _joined(lead, first.advance(step=True))
     return lead, follow(second, first, lead)

@@ -127,7 +127,6 @@ class Side:
         return Stop(
             exit_.reason,
             exit_.address if exit_.reason is Reason.MEMORY_FAULT else None,
-            exit_.interrupts_enabled,
             dict(registers),
             fpu.by_name(registers.fpu) if self._fpu_names() else {},
             accesses,

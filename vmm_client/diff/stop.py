@@ -30,19 +30,18 @@ class Access(NamedTuple):
 
 @dataclass(slots=True)
 class Stop:
-    """An instruction boundary: the exit, the registers, and by name what the FPU area holds."""
+    """An instruction boundary: the exit, the registers, and by name what the FPU area holds.
+    `address` is that of a MEMORY_FAULT."""
 
     reason: Reason
     address: int | None
-    interrupts_enabled: bool
     registers: Registers
     fpu: dict[str, int]
     accesses: list[Access]  # since the stop before
 
     @property
     def rip(self) -> int:
-        """Of the next instruction; at HLT it is that of the one behind, or of the HLT itself, see
-        `exit_ip`."""
+        """Of the next instruction."""
         rip = self.registers["rip"]
         assert isinstance(rip, int)
         return rip

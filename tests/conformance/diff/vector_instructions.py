@@ -1,4 +1,4 @@
-"""SSE, SSE2 and x87 for `instructions.Stream`."""
+"""SSE to SSE4.2, POPCNT and x87 for `instructions.Stream`."""
 
 from __future__ import annotations
 
@@ -53,6 +53,17 @@ WITH_BYTE: Final = ("cmpps", "cmppd", "pshufd", "pshuflw", "pshufhw", "shufps", 
 SHIFTS: Final = (
     "psllw", "pslld", "psllq", "psrlw", "psrld", "psrlq", "psraw", "psrad", "pslldq", "psrldq",
 )  # fmt: skip
+LATER: Final = (
+    "haddps", "haddpd", "hsubps", "hsubpd", "addsubps", "addsubpd", "movsldup", "movshdup", "pshufb",
+    "phaddw", "phaddd", "phaddsw", "phsubw", "phsubd", "phsubsw", "pmaddubsw", "pmulhrsw", "psignb",
+    "psignw", "psignd", "pabsb", "pabsw", "pabsd", "pmulld", "pmuldq", "pminsb", "pmaxsb", "pminuw",
+    "pmaxuw", "pminsd", "pmaxsd", "pminud", "pmaxud", "pcmpeqq", "pcmpgtq", "packusdw", "phminposuw",
+    "pmovsxbw", "pmovzxwd", "ptest",
+)  # fmt: skip
+LATER_WITH_BYTE: Final = (
+    "palignr", "roundps", "roundpd", "blendps", "blendpd", "pblendw", "dpps", "dppd", "mpsadbw",
+    "pcmpistri", "pcmpistrm", "pcmpestri", "pcmpestrm", "insertps",
+)  # fmt: skip
 X87_UNARY: Final = ("fabs", "fchs", "fsqrt", "frndint")
 X87_MEMORY: Final = ("fadd", "fsub", "fsubr", "fmul", "fdiv", "fdivr")
 X87_STORE: Final = (
@@ -75,12 +86,44 @@ class Vectors:
 
     def draw(self) -> Sequence[str]:
         """One instruction, or of the x87 what leaves its stack empty."""
-        kinds = (self._floating, self._integers, self._converted, self._with_byte, self._x87)
+        kinds = (
+            *(self._floating, self._integers, self._later),
+            *(self._converted, self._with_byte, self._x87),
+        )
+        if self._random.random() < 0.1:
+            return self._control()
         return self._random.choice(kinds)()
+
+    def _control(self) -> list[str]:
+        """Rounding, denormals as zeros, precision of the x87; all exceptions stay masked."""
+        rounding = self._random.randrange(4)
+        small = self._random.choice((0, 0x40, 0x8000, 0x8040))  # DAZ, FTZ
+        mxcsr = 0x1F80 | rounding << 13 | small
+        precision = self._random.choice((0, 2, 3))
+        fcw = 0x7F | rounding << 10 | precision << 8
+        name, value, pointer = self._random.choice(
+            (("ldmxcsr", mxcsr, "dword"), ("fldcw", fcw, "word"))
+        )
+        at = self._memory(pointer)
+        return [f"mov {at}, {value}", f"{name} {at}"]
 
     def _floating(self) -> list[str]:
         name, pointer = self._random.choice(ARITHMETIC)
         return [f"{name} {self._xmm()}, {self._source(pointer or 'xmmword')}"]
+
+    def _later(self) -> list[str]:
+        """SSE3 to SSE4.2, and POPCNT: x86-64-v2. KVM may hide what the processor does all the same."""
+        choose = self._random.choice
+        if self._random.random() < 0.2:
+            destination, source = choose((("eax", "edx"), ("rdx", "r9"), ("si", "ax")))
+            return [f"popcnt {destination}, {source}"]
+        if self._random.random() < 0.3:
+            name, byte = choose(LATER_WITH_BYTE), self._random.randrange(128)
+            source = self._xmm() if name == "insertps" else self._source("xmmword")
+            return [f"{name} {self._xmm()}, {source}, {byte}"]
+        name = choose(LATER)
+        source = self._xmm() if name.startswith("pmov") else self._source("xmmword")
+        return [f"{name} {self._xmm()}, {source}"]
 
     def _integers(self) -> list[str]:
         name = self._random.choice((*INTEGERS, *LOGIC))
