@@ -12,7 +12,7 @@ import pytest
 
 from core_service.engine.protocol import Capability, Transport
 from dataspace.registers import Segment
-from dataspace.vcpu_page import ExitFlag, InjectType, Reason, names
+from dataspace.vcpu_page import ExitFlag, InjectType, Reason, ReplyFlag, names
 from tests.engine.harness import ORIGIN, RAM, STACK, Engine, Vcpu, guest, memory
 from tests.guests.assemble import assemble
 
@@ -288,3 +288,70 @@ def test_a_fetch_from_nowhere_comes_before_a_device(engine: Engine, missing: int
         vcpu.reply.set_value(0x11111111)
         assert vcpu.expect(Reason.MMIO).value == 0x55443322
         vcpu.expect(Reason.HLT)
+
+
+def at_the_end(vcpu: Vcpu, code: bytes) -> None:
+    """The code is the last that there is."""
+    assert vcpu.memory
+    vcpu.memory[RAM - len(code) : RAM] = code
+    vcpu.charge(rip=RAM - len(code))
+
+
+@pytest.mark.parametrize("instruction", ["bt [0x3000], ecx", "bts [0x3000], ecx", "mov cr0, eax"])
+def test_an_instruction_that_lacks_its_modrm_byte_is_fetched(
+    engine: Engine, instruction: str
+) -> None:
+    with guest(engine, Transport.PAGE, "hlt") as vcpu:
+        at_the_end(vcpu, assemble(instruction)[:2])
+        assert vcpu.expect(Reason.MEMORY_FAULT).address == RAM
+
+
+def test_rdpmc_at_the_end_of_memory_is_refused(engine: Engine) -> None:
+    """It has no ModRM byte that could lack."""
+    with guest(engine, Transport.PAGE, "hlt") as vcpu:
+        at_the_end(vcpu, assemble("rdpmc"))
+        assert vcpu.expect(Reason.INTERNAL_ERROR).detail == UNKNOWN
+
+
+@pytest.mark.parametrize("address", [0x3000, HOLE])
+def test_what_is_fetched_ahead_makes_no_exception(engine: Engine, address: int) -> None:
+    """A division at the end of memory, where reads do not count yet."""
+    with guest(engine, Transport.PAGE, "hlt") as vcpu:
+        assert vcpu.memory
+        vcpu.memory[0x3000] = 1
+        vcpu.charge(rax=7, rdx=0)
+        at_the_end(vcpu, assemble(f"div dword ptr [{address}]; hlt"))
+        vcpu.run()
+        if address == HOLE:
+            assert vcpu.reason == Reason.MMIO
+            vcpu.reply.set_value(1)
+            vcpu.run()
+        assert vcpu.reason == Reason.HLT, vcpu.describe()
+        assert vcpu.scalar("rax") == 7
+
+
+def watch(vcpu: Vcpu, address: int) -> None:
+    """Stop behind accesses to four bytes."""
+    vcpu.reply.set_breakpoints([address], 1 | 0xF << 16)
+    vcpu.flag(ReplyFlag.BREAKPOINTS)
+
+
+def test_a_data_breakpoint_of_what_was_not_executed_is_not_told(engine: Engine) -> None:
+    with guest(engine, Transport.PAGE, "popfd; nop; hlt") as vcpu:
+        assert vcpu.memory
+        vcpu.memory[STACK : STACK + 4] = (0x102).to_bytes(4, "little")  # TF: refused
+        watch(vcpu, STACK)
+        vcpu.expect(Reason.INTERNAL_ERROR)
+        vcpu.charge(rip=ORIGIN + 1)
+        vcpu.expect(Reason.HLT)
+
+
+def test_a_data_breakpoint_stops_behind_an_events_delivery(engine: Engine) -> None:
+    with guest(engine, Transport.PAGE, "hlt", "real") as vcpu:
+        real_handler(vcpu, 0x20)
+        watch(vcpu, STACK - 4)
+        vcpu.charge(rflags=0x202)
+        vcpu.reply.inject(InjectType.INTERRUPT, 0x20)
+        exit_ = vcpu.expect(Reason.DEBUG)
+        assert (exit_.detail, exit_.address) == (1, HANDLER)
+        handled(vcpu, 0x20)

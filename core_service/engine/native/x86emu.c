@@ -103,10 +103,10 @@ static uint32_t breakpoints_here(const struct x86emu_cpu *cpu)
 	return hit;
 }
 
-/* After an instruction, or an exception instead of it. */
-static bool debugged(struct x86emu_cpu *cpu)
+/* After an instruction or an exception instead of it, which may be a step; or after an event. */
+static bool debugged(struct x86emu_cpu *cpu, uint32_t step)
 {
-	uint32_t status = cpu->watched | (cpu->vcpu->stepping ? VCPU_DEBUG_STEP : 0);
+	uint32_t status = cpu->watched | step;
 	cpu->watched = 0;
 	if (status)
 		vcpu_debugged(cpu->vcpu, status);
@@ -128,18 +128,19 @@ static bool go_on(struct x86emu_cpu *cpu, enum x86emu_end *end)
 	if (x86emu_event_due(cpu)) {
 		*end = x86emu_take_event(cpu);
 		cpu->vcpu->step_over = false;
-		return *end == END_DONE && !cpu->exchanged;
+		return *end == END_DONE && !debugged(cpu, 0) && !cpu->exchanged;
 	}
 	uint32_t hit = breakpoints_here(cpu);
 	if (hit) {
 		vcpu_debugged(cpu->vcpu, hit);
 		return false;
 	}
+	uint32_t step = cpu->vcpu->stepping ? VCPU_DEBUG_STEP : 0;
 	*end = x86emu_execute(cpu);
 	if (*end != END_DONE && *end != END_HALTED)
 		return false;
 	cpu->vcpu->step_over = false;
-	return *end == END_DONE && !debugged(cpu) && !cpu->exchanged;
+	return *end == END_DONE && !debugged(cpu, step) && !cpu->exchanged;
 }
 
 static enum x86emu_end run_guest(struct x86emu_cpu *cpu)

@@ -107,7 +107,7 @@ struct x86emu_cpu {
 	bool rehearsing;   /* only its fetches count */
 	enum x86emu_end end;
 	bool exchanged;    /* there was an exit in the middle */
-	uint32_t watched;  /* breakpoints on data that it hit */
+	uint32_t watched;  /* breakpoints on data that it hit; none where it is abandoned */
 	uint32_t nowhere;  /* END_NOWHERE: the address */
 	uint8_t vector;    /* END_FAULT */
 	uint32_t error;    /* its error code, or X86EMU_NO_ERROR */
@@ -134,8 +134,7 @@ enum x86emu_end x86emu_take_event(struct x86emu_cpu *);
 void x86emu_decode(struct x86emu_cpu *);
 /* Whether the library's version of it is to be trusted. */
 bool x86emu_trusted(const struct x86emu_code *);
-/* Of the ModRM byte behind the opcode. Where that cannot be fetched the library meets the same. */
-unsigned x86emu_modrm_mode(const struct x86emu_code *);
+/* Of the ModRM byte behind the opcode. */
 unsigned x86emu_modrm_register(const struct x86emu_code *);
 
 /* x86emu_own.c: whether it was executed. What the time-stamp counter says. */

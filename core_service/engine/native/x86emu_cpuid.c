@@ -7,6 +7,7 @@
 #include "x86emu.h"
 
 #define EXTENDED 0x80000000u
+#define RANGE 0xc0000000u /* its first leaf tells the highest */
 #define FEATURE_TSC (1u << 4)  /* leaf 1, edx */
 #define FEATURE_MSR (1u << 5)
 #define FEATURE_CMOV (1u << 15)
@@ -42,17 +43,20 @@ static uint32_t highest(const struct x86emu_cpu *cpu, uint32_t range)
 	return first ? first->eax : 0;
 }
 
-/* Beyond what there is, the last basic leaf answers: SDM vol. 2, CPUID. */
+/* NULL for one that is zero. Beyond its range's highest leaf the highest basic one answers: SDM vol. 2, CPUID. */
+static const struct cpuid_leaf *answer(const struct x86emu_cpu *cpu, uint32_t function, uint32_t index)
+{
+	const struct cpuid_leaf *leaf = find(cpu, function, index);
+	if (leaf || function <= highest(cpu, function & RANGE))
+		return leaf;
+	return find(cpu, highest(cpu, 0), index);
+}
+
 void x86emu_execute_cpuid(struct x86emu_cpu *cpu)
 {
 	uint32_t *general = cpu->emu->registers.general;
-	uint32_t function = general[X86EMU_EAX], index = general[X86EMU_ECX];
-	uint32_t range = function & 0xc0000000;
 	static const struct cpuid_leaf zero;
-
-	if (function > highest(cpu, range))
-		function = highest(cpu, 0);
-	const struct cpuid_leaf *leaf = find(cpu, function, index);
+	const struct cpuid_leaf *leaf = answer(cpu, general[X86EMU_EAX], general[X86EMU_ECX]);
 	if (!leaf)
 		leaf = &zero;
 	general[X86EMU_EAX] = leaf->eax;

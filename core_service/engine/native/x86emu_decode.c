@@ -57,14 +57,20 @@ void x86emu_decode(struct x86emu_cpu *cpu)
 	code->address32 = big != !!(code->prefixes & PREFIX_ADDRESS);
 }
 
-unsigned x86emu_modrm_mode(const struct x86emu_code *code)
+/* Where it cannot be fetched, one that is always trusted: the library meets the same. */
+static uint8_t modrm(const struct x86emu_code *code)
 {
-	return code->byte[code->length % X86EMU_INSTRUCTION] >> 6;
+	return code->length < code->bytes ? code->byte[code->length] : 0xc0;
+}
+
+static unsigned modrm_mode(const struct x86emu_code *code)
+{
+	return modrm(code) >> 6;
 }
 
 unsigned x86emu_modrm_register(const struct x86emu_code *code)
 {
-	return code->byte[code->length % X86EMU_INSTRUCTION] >> 3 & 7;
+	return modrm(code) >> 3 & 7;
 }
 
 bool x86emu_trusted(const struct x86emu_code *code)
@@ -80,7 +86,7 @@ bool x86emu_trusted(const struct x86emu_code *code)
 	case 0x0f33:              /* RDPMC, always 0 */
 		return false;
 	case 0x0fa3: case 0x0fab: case 0x0fb3: case 0x0fbb: /* BT and the like: a wrong address in memory */
-		return x86emu_modrm_mode(code) == 3;
+		return modrm_mode(code) == 3;
 	default:
 		return true;
 	}

@@ -92,10 +92,12 @@ static enum x86emu_end attempt(struct x86emu_cpu *cpu, void (*what)(struct x86em
 {
 	cpu->before = cpu->emu->registers;
 	cpu->end = END_DONE;
-	if (!setjmp(cpu->abandoned))
+	if (!setjmp(cpu->abandoned)) {
 		what(cpu);
-	else
+	} else {
 		cpu->emu->registers = cpu->before;
+		cpu->watched = 0;
+	}
 	return cpu->end;
 }
 
