@@ -330,6 +330,20 @@ def test_what_is_fetched_ahead_makes_no_exception(engine: Engine, address: int) 
         assert vcpu.scalar("rax") == 7
 
 
+@pytest.mark.parametrize(
+    ("instruction", "rdx", "rcx"),
+    [("idiv ecx", 1 << 31, 0xFFFFFFFF), ("idiv cx", 0x8000, 0xFFFF), ("aam 0", 0, 0)],
+)
+def test_a_division_that_the_host_would_not_survive(
+    engine: Engine, instruction: str, rdx: int, rcx: int
+) -> None:
+    """The library leaves it to the host's CPU."""
+    with guest(engine, Transport.PAGE, f"{instruction}; hlt") as vcpu:
+        gate(vcpu, 0)
+        vcpu.charge(rax=0, rdx=rdx, rcx=rcx)
+        handled(vcpu, 0)
+
+
 def watch(vcpu: Vcpu, address: int) -> None:
     """Stop behind accesses to four bytes."""
     vcpu.reply.set_breakpoints([address], 1 | 0xF << 16)
