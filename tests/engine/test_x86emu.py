@@ -344,6 +344,18 @@ def test_a_division_that_the_host_would_not_survive(
         handled(vcpu, 0)
 
 
+def test_an_nmi_that_cannot_be_delivered_masks_none(engine: Engine) -> None:
+    """Its gate is a task's: nothing was executed."""
+    with guest(engine, Transport.PAGE, "hlt") as vcpu:
+        gate(vcpu, 2, 0x85)
+        vcpu.reply.inject(InjectType.NMI, 2)
+        assert vcpu.expect(Reason.INTERNAL_ERROR).detail == MODE
+        assert vcpu.scalar("interruptibility") == 0
+        gate(vcpu, 2)
+        vcpu.reply.inject(InjectType.NMI, 2)
+        handled(vcpu, 2)
+
+
 def watch(vcpu: Vcpu, address: int) -> None:
     """Stop behind accesses to four bytes."""
     vcpu.reply.set_breakpoints([address], 1 | 0xF << 16)

@@ -216,18 +216,28 @@ bool x86emu_event_due(const struct x86emu_cpu *cpu)
 	return cpu->injection || (cpu->nmi && nmi_open(cpu));
 }
 
-void x86emu_deliver_due(struct x86emu_cpu *cpu)
+static void deliver_nmi(struct x86emu_cpu *cpu)
+{
+	cpu->nmi = false;
+	deliver(cpu, (struct event){VECTOR_NMI, X86EMU_NO_ERROR, ERROR_EXTERNAL, false});
+	cpu->shadow = VCPU_SHADOW_NMI;
+}
+
+static void deliver_injection(struct x86emu_cpu *cpu)
 {
 	uint32_t injection = cpu->injection;
-	cpu->shadow &= VCPU_SHADOW_NMI;
-	if (!injection) {
-		cpu->nmi = false;
-		cpu->shadow |= VCPU_SHADOW_NMI;
-		deliver(cpu, (struct event){VECTOR_NMI, X86EMU_NO_ERROR, ERROR_EXTERNAL, false});
-		return;
-	}
 	cpu->injection = 0;
 	bool exception = (injection >> INJECT_TYPE_SHIFT & 7) == INJECT_EXCEPTION;
 	uint32_t error = injection & INJECT_ERROR_CODE ? (uint16_t)cpu->injection_error : X86EMU_NO_ERROR;
 	deliver(cpu, (struct event){(uint8_t)injection, error, ERROR_EXTERNAL, exception});
+	cpu->shadow &= VCPU_SHADOW_NMI;
+}
+
+/* An event that cannot be delivered is gone, and changes nothing. */
+void x86emu_deliver_due(struct x86emu_cpu *cpu)
+{
+	if (cpu->injection)
+		deliver_injection(cpu);
+	else
+		deliver_nmi(cpu);
 }
