@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
+from dataspace._page import Waiter
 from dataspace.vcpu_page import Reason
 from tests.unit.client_scripted_engine import Owner, Record, Script, ScriptedEngine, vcpu_on
 from vmm_client import errors
@@ -120,3 +121,25 @@ def test_more_vcpus_than_the_kernel_can_watch_are_refused() -> None:
             entrypoint.add(other)
         with pytest.raises(ValueError, match="at most 128 vCPUs"):
             entrypoint.add(vcpu)
+
+
+def test_a_vcpu_may_be_added_while_the_thread_goes_to_sleep(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By another thread, which this stands for."""
+    with vcpus(2, 0) as (first, second):
+        entrypoint = Entrypoint([first])
+        awaited = first.awaited
+        added = []
+
+        def add_and_await() -> tuple[Waiter, int]:
+            added.append(second)
+            entrypoint.add(second)
+            return awaited()
+
+        exits = entrypoint.exits()
+        assert next(exits)[0] is first
+        monkeypatch.setattr(first, "awaited", add_and_await)
+        assert next(exits)[0] is second
+        assert added
+        exits.close()
