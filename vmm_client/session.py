@@ -164,10 +164,15 @@ class Session:
         """Names of the registers that the engine has."""
         return self.capabilities.registers
 
+    def has(self, name: str) -> bool:
+        """Whether the engine has this feature, exit or register, named as in `Capabilities` of
+        core.proto."""
+        return name in self._has
+
     def require(self, *names: str) -> None:
         """Raises Unsupported unless the engine has these features, exits and registers, named as in
         `Capabilities` of core.proto."""
-        if missing := [name for name in names if name not in self._has]:
+        if missing := [name for name in names if not self.has(name)]:
             raise Unsupported(self.engine, ", ".join(missing))
 
     def check_alive(self) -> None:

@@ -42,6 +42,15 @@ def test_it_waits_until_it_is_paused(machine: Machine, waiting: Vcpu) -> None:
     expect(waiting, Reason.PAUSED)
 
 
+@needs("feature:cpuid")
+def test_edx_has_the_signature_that_cpuid_tells(machine: Machine, waiting: Vcpu) -> None:
+    waiting.pause()
+    awaited(waiting, Reason.PAUSED)
+    (signature,) = (leaf.eax for leaf in waiting.cpuid() if leaf.function == 1)
+    registers = waiting.fetch("rdx", "cr0")
+    assert (registers.rdx, registers.cr0) == (signature, 0x60000010)
+
+
 @proves("register:activity")
 def test_sipi_starts_it(machine: Machine, waiting: Vcpu) -> None:
     """In real mode, at its vector times 4096."""

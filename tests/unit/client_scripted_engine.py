@@ -211,9 +211,12 @@ class Owner:
         self.engine_registers = [*SCALARS, *SEGMENTS]
         self.leaves: list[CpuidLeaf] = []
 
+    def has(self, name: str) -> bool:
+        return name in self.features or name in self.engine_registers
+
     def require(self, *names: str) -> None:
         for name in names:
-            if name not in self.features and name not in self.engine_registers:
+            if not self.has(name):
                 raise Unsupported("scripted", name)
 
     def cpuid(self, vcpu: str) -> list[CpuidLeaf]:
