@@ -52,20 +52,21 @@ TICK = """
     mov al, 0x04
     out 0x40, al
     mov cx, 3
-next:
     sti
+next:
     hlt
-    cli
-    loop next
-    mov dx, {port}
-    mov ax, {value}
-    out dx, ax
-    hlt
+    jmp next
 tick:
     mov al, '.'
     out 0xe9, al
     mov al, 0x20
     out 0x20, al
+    loop again
+    mov dx, {port}
+    mov ax, {value}
+    out dx, ax
+    hlt
+again:
     iret
 """
 
