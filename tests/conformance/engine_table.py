@@ -15,21 +15,23 @@ from tests.integration.running_core import RunningCore
 from vmm_client import connect
 
 DOCUMENT: Final = Path(__file__).parents[2] / "docs" / "engines.md"
-YES, BY_HOST, NO = "●", "○", "·"
+YES, BY_HOST, UNPROVED, NO = "●", "○", "◌", "·"
 # What KVM has where the host's CPU has it, or VMX or SVM.
 DEPENDS: Final = {
     "kvm": frozenset(
-        ["feature:watch", "register:tsc_offset", "register:tsc_aux", "register:xss"]
+        ["exit:TPR", "feature:watch", "register:tsc_offset", "register:tsc_aux", "register:xss"]
         + [f"register:pdpte{number}" for number in range(4)]
     )
 }
+# What may come, though no guest is known that makes it come.
+NEVER_SEEN: Final = {"soft": frozenset(["exit:INTERNAL_ERROR"])}
 HEAD: Final = """\
 # Engines
 
 What each engine claims: in its hello to core, in `ListEngines` and in `session.capabilities`. Every ● is
 proved by the conformance suite (`tests/conformance`); what an engine does not claim it refuses or does
 not deliver, and a VMM can ask before it relies on it. ○ depends on the host: on its CPU, or on VMX or
-SVM. Written by `make table`; do not edit.
+SVM. ◌ may come, though no guest is known that makes it come. Written by `make table`; do not edit.
 """
 FEATURES: Final = {
     "fpu": "FPU, SSE and AVX state can be read and written",
@@ -56,6 +58,8 @@ def cell(engine: str, claim: str, made: Claims) -> str:
     """How one claim stands with one engine."""
     if claim in DEPENDS.get(engine, ()):
         return BY_HOST
+    if claim in NEVER_SEEN.get(engine, ()):
+        return UNPROVED
     return YES if claim in made[engine] else NO
 
 
@@ -102,7 +106,9 @@ def claims_in(text: str) -> Claims:
         elif line.startswith("| "):
             row = cells[0].split(":")[0].strip("`")
             for name, cell in zip(names, cells[1:], strict=True):
-                made.setdefault(name, set()).update([f"{kind}:{row}"] if cell == YES else [])
+                made.setdefault(name, set()).update(
+                    [f"{kind}:{row}"] if cell in {YES, UNPROVED} else []
+                )
     return {name: frozenset(claims) for name, claims in made.items()}
 
 
