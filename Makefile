@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 NATIVE := $(wildcard core_service/engine/native/*.[ch]) $(wildcard core_service/engine/native/*.py) \
 	$(wildcard dataspace/*.c) $(wildcard dataspace/native/*.h) proto/vcpu_page.h setup.py pyproject.toml
 
-.PHONY: help demo test lint types bench soak proto lock clean
+.PHONY: help demo test lint types bench soak table proto lock clean
 
 help:
 	@echo "make demo    boot Linux and small guests against a private core, then audit every dataspace"
@@ -14,7 +14,8 @@ help:
 	@echo "make lint    ruff, import-linter, buf"
 	@echo "make types   mypy --strict"
 	@echo "make bench   measure the cost of exits; writes bench.json"
-	@echo "make soak    long campaigns, by hand"
+	@echo "make soak    long campaigns, an hour; writes soak.json"
+	@echo "make table   write docs/engines.md: what each engine claims to do"
 	@echo "make proto   generate the gRPC code again"
 	@echo "make lock    pin the dependencies again"
 
@@ -42,6 +43,7 @@ demo: $(VENV)/.vmsession
 	@$(BIN)/python -m examples.demo
 
 test: $(VENV)/.dev $(VENV)/.vmsession
+	@$(BIN)/python -m tests.libx86emu
 	@$(BIN)/python -m pytest
 
 lint: $(VENV)/.dev $(VENV)/.vmsession
@@ -59,6 +61,9 @@ bench: $(VENV)/.vmsession
 soak: $(VENV)/.dev $(VENV)/.vmsession
 	@$(BIN)/python -m pytest -m soak --timeout 0
 
+table: $(VENV)/.dev $(VENV)/.vmsession
+	@$(BIN)/python -m tests.conformance.engine_table
+
 proto: $(VENV)/.dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python proto/generate.py
 
@@ -67,4 +72,4 @@ lock: $(VENV)/.dev
 	$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info core_service/engine/native/bin dataspace/_page*.so bench.json
+	rm -rf $(VENV) build dist *.egg-info core_service/engine/native/bin dataspace/_page*.so bench.json soak.json

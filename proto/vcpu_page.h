@@ -103,7 +103,7 @@ enum vcpu_exit_reason {
 	EXIT_PAUSED,
 	EXIT_COMPLETED,        /* the instruction boundary that REPLY_COMPLETE asked for */
 	EXIT_DEBUG,            /* a step or a breakpoint of the VMM: detail in DR6's layout, address = linear ip */
-	EXIT_MEMORY_FAULT,     /* instruction fetch from nowhere (EXIT_FETCH) or a write to a read-only attachment; address */
+	EXIT_MEMORY_FAULT,     /* instruction fetch from nowhere (EXIT_FETCH); address */
 	EXIT_INVALID_STATE,    /* the charged state cannot be entered */
 	EXIT_INTERNAL_ERROR,   /* the engine cannot execute this: detail, instruction bytes */
 	EXIT_TPR,              /* the guest lowered its task priority: value = CR8 */
@@ -112,7 +112,8 @@ enum vcpu_exit_reason {
 
 /* `detail` of EXIT_INVALID_STATE. The reply was refused as a whole and nothing was executed; the next reply
  * answers the exit that the refused one was for, whose address, size, count and flags stand in the record.
- * Only with REFUSED_STATE some of the charged registers may have been taken over. */
+ * Only with REFUSED_STATE some of the charged registers may have been taken over, and windows that it asked for or
+ * withdrew stay so. */
 enum vcpu_refusal {
 	REFUSED_NONE,
 	REFUSED_FLAGS,         /* unknown reply flags, or of a capability that this engine does not have; FETCH together
@@ -133,7 +134,7 @@ enum vcpu_refusal {
 #define EXIT_INTERRUPTIBLE 0x04u   /* an external interrupt injected with the next run would be taken */
 #define EXIT_IF 0x08u              /* the guest's interrupt flag */
 #define EXIT_FETCH 0x10u           /* EXIT_MEMORY_FAULT: an instruction fetch */
-#define EXIT_WRITE_PROTECTED 0x20u /* EXIT_MMIO, EXIT_MEMORY_FAULT: there is an attachment, but it is read-only */
+#define EXIT_WRITE_PROTECTED 0x20u /* EXIT_MMIO: there is an attachment, but it is read-only */
 #define EXIT_IP_VALID 0x40u        /* `ip` holds the instruction's address */
 #define EXIT_NMI_OPEN 0x80u        /* an NMI would be delivered at once; only with engines that have EXIT_NMI_WINDOW */
 

@@ -10,14 +10,17 @@ from collections import Counter
 
 import pytest
 
-ENGINES = ("kvm", "soft")
+from tests import libx86emu
+
+ENGINES = ("kvm", "soft", "x86emu")
 ran: Counter[str] = Counter()
 
 
 def expected() -> list[str]:
     """The engines that must work here."""
     wheel = sys.version_info[:2] == (3, 11) and platform.machine() == "x86_64"
-    return ["kvm"] * os.access("/dev/kvm", os.R_OK | os.W_OK) + ["soft"] * wheel
+    kvm = os.access("/dev/kvm", os.R_OK | os.W_OK)
+    return ["kvm"] * kvm + ["soft"] * wheel + ["x86emu"] * libx86emu.present()
 
 
 def pytest_configure() -> None:

@@ -84,7 +84,7 @@ class Entrypoint:
             stack.close()
 
     def _wait(self) -> None:
-        waiters, seen = zip(*(vcpu.awaited() for vcpu in self._vcpus), strict=True)
+        waiters, seen = zip(*(vcpu.awaited() for vcpu in tuple(self._vcpus)), strict=True)
         wait_any(waiters, seen, SLICE_SECONDS)
 
     def _check_alive(self) -> None:

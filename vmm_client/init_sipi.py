@@ -5,14 +5,17 @@ Source: Intel SDM volume 3, 10.1.1 (table 10-1, the column INIT) and 9.4 (the st
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Final
 
 from dataspace.registers import Segment
 from dataspace.vcpu_page import Activity
+from vmm_client.cpuid import CpuidLeaf
 
-SIGNATURE: Final = 0x600  # EDX tells the processor's family
+FAMILY_6: Final = 0x600
+EXTENSION_TYPE: Final = 0x10
+CACHING: Final = 0x6000_0000  # CD and NW of CR0
 CLEARED: Final = (
     *("rax", "rcx", "rbx", "rsp", "rbp", "rsi", "rdi"),
     *("r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"),
@@ -21,16 +24,13 @@ CLEARED: Final = (
 )
 TABLE: Final = Segment(0, 0, 0xFFFF, 0)
 
-# What INIT does not name it leaves alone: FPU, XCR0, TSC and the MSRs. So it does CD and NW of CR0,
-# which have no meaning here, and stand as after power-up.
-INIT: Final[Mapping[str, int | Segment]] = MappingProxyType(
+# What INIT does not name it leaves alone: FPU, XCR0, TSC and the MSRs.
+RESET: Final[Mapping[str, int | Segment]] = MappingProxyType(
     {
         **dict.fromkeys(CLEARED, 0),
         **dict.fromkeys(("es", "ss", "ds", "fs", "gs"), Segment(0, 0x93, 0xFFFF, 0)),
         "rip": 0xFFF0,
         "rflags": 0x2,
-        "cr0": 0x6000_0010,
-        "rdx": SIGNATURE,
         "dr6": 0xFFFF_0FF0,
         "dr7": 0x400,
         "cs": Segment(0xF000, 0x9B, 0xFFFF, 0xFFFF_0000),
@@ -41,6 +41,17 @@ INIT: Final[Mapping[str, int | Segment]] = MappingProxyType(
         "activity": Activity.WAIT_FOR_SIPI,
     }
 )
+
+
+def init(cr0: int, signature: int) -> dict[str, int | Segment]:
+    """What INIT changes. `cr0` is what it was: INIT leaves CD and NW alone. `signature` is the
+    processor's, which EDX has afterwards."""
+    return {**RESET, "cr0": cr0 & CACHING | EXTENSION_TYPE, "rdx": signature}
+
+
+def signature(leaves: Iterable[CpuidLeaf]) -> int:
+    """Type, family, model and stepping, as CPUID tells them; family 6 where it does not."""
+    return next((leaf.eax for leaf in leaves if leaf.function == 1), FAMILY_6)
 
 
 def start_up(vector: int) -> dict[str, int | Segment]:

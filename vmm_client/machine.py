@@ -53,8 +53,10 @@ class Machine:
     def run(self, registers: Mapping[str, int | Segment]) -> Ending:
         """Start the vCPU with these registers and run the machine until it ends.
 
-        Raises GuestFailed; SessionEnded and the others of `Vcpu.wait`.
+        Raises GuestFailed; Unsupported where the engine lacks a register, or interrupts and a device
+        has one; SessionEnded and the others of `Vcpu.wait`.
         """
+        self._vcpu.require(*registers)
         exit_ = self._next_exit()
         self._vcpu.registers.update(registers)
         while (ending := self._settled(exit_)) is None:
@@ -139,6 +141,7 @@ class Machine:
         vector = self._pc.pending()
         if vector is None:
             return
+        self._vcpu.require("interrupts")
         interruptible = self._halted or exit_.interruptible
         # In the middle of an instruction nobody knows yet what is possible at its end.
         if interruptible or (exit_.mid_instruction and exit_.interrupts_enabled):

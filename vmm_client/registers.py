@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, overload
 from dataspace.registers import Segment
 from dataspace.vcpu_page import ALL_SCALARS, ALL_SEGMENTS, FPU_BIT, MASK_AT, mask, names
 from vmm_client.errors import NotValid
-from vmm_client.init_sipi import INIT, start_up
+from vmm_client.init_sipi import init, signature, start_up
 
 if TYPE_CHECKING:
     from vmm_client.vcpu import Vcpu
@@ -116,10 +116,18 @@ class Registers(Mapping[str, int | Segment]):
     def init(self) -> None:
         """Charge what INIT makes of a processor: it waits for `start_up` and executes nothing.
 
-        Registers that the engine has not are passed over. Intel SDM volume 3, table 10-1.
+        Registers that the engine has not are passed over. CD and NW of CR0 stay, and EDX is EAX of the
+        vCPU's CPUID leaf 1: Intel SDM volume 3, table 10-1. Raises as `Vcpu.fetch`, where CR0 was not
+        delivered, and `Vcpu.cpuid`.
         """
-        has = self._vcpu.engine_registers
-        self.update({name: value for name, value in INIT.items() if name in has})
+        vcpu = self._vcpu
+        has = vcpu.engine_registers
+        if "cr0" in has and "cr0" not in self:
+            vcpu.fetch("cr0")
+        cr0 = self.cr0 if "cr0" in has else 0
+        leaves = vcpu.cpuid() if vcpu.has("cpuid") else ()
+        reset = init(cr0, signature(leaves))
+        self.update({name: value for name, value in reset.items() if name in has})
 
     def start_up(self, vector: int) -> None:
         """Charge what a start-up IPI does after INIT: real mode at `vector` * 4096, active.

@@ -39,6 +39,7 @@ from dataspace.vcpu_page import (
 from vmm_client.engine_side import EngineSide
 from vmm_client.errors import (
     BadMessage,
+    Closed,
     CoreUnavailable,
     Refused,
     SessionEnded,
@@ -84,12 +85,15 @@ class Relay:
         self._thread = threading.Thread(target=self._take_exits, name=f"relay {name}", daemon=True)
 
     def start(self) -> None:
-        """Open the stream."""
-        self._call = self._stub.HandleExits(self._requests())
+        """Open the stream. Raises Closed."""
+        try:
+            self._call = self._stub.HandleExits(self._requests())
+        except ValueError as error:  # what gRPC raises on a closed channel
+            raise Closed(self.name) from error
         self._thread.start()
 
     def check(self) -> None:
-        """Raises what ended the stream, unless `end` did: SessionEnded, Refused, BadMessage."""
+        """Raises what ended the stream, unless `end` did: SessionEnded, Refused, BadMessage, Closed."""
         if self._failure:
             raise self._failure.with_traceback(None)
 
@@ -116,7 +120,7 @@ class Relay:
             while (reply := self._next_reply()) is not None:
                 yield HandleExitsRequest(reply=reply)
         except VmsessionError as error:
-            self._fail(error)
+            self._fail(self._what_ended(error))
 
     def _next_reply(self) -> Reply | None:
         while not self._ended:

@@ -6,6 +6,7 @@ from typing import TypeVar
 from urllib.parse import quote
 
 import grpc
+from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import ErrorInfo
 from grpc_status import rpc_status
 
@@ -51,11 +52,8 @@ class Rpc:
         """What a call's error means: Refused, CoreUnavailable or IncompatibleCore."""
         assert isinstance(error, grpc.Call)  # what a call that was made raises
         code, details = error.code(), error.details() or ""
-        status = rpc_status.from_call(error)
-        for detail in status.details if status else ():
-            info = ErrorInfo()
-            if detail.Unpack(info) and info.domain == DOMAIN:
-                return Refused(info.reason, details, info.metadata, code.name)
+        if info := _error_info(error):
+            return Refused(info.reason, details, info.metadata, code.name)
         if code is grpc.StatusCode.UNIMPLEMENTED:
             return IncompatibleCore("core", f"without this method ({details})", DOMAIN)
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -63,3 +61,17 @@ class Rpc:
         else:
             why = f"{code.name}: {details}"
         return CoreUnavailable(self._path, why, "see whether it still runs; its log tells more")
+
+
+def _error_info(call: grpc.Call) -> ErrorInfo | None:
+    """What core says of a refusal. Details that are none, or not of this status, as those of a call that
+    is cancelled while core refuses it, say nothing."""
+    try:
+        status = rpc_status.from_call(call)
+        for detail in status.details if status else ():
+            info = ErrorInfo()
+            if detail.Unpack(info) and info.domain == DOMAIN:
+                return info
+    except (ValueError, DecodeError):
+        return None
+    return None

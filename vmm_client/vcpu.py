@@ -36,6 +36,8 @@ class Owner(Protocol):
     @property
     def engine_registers(self) -> Collection[str]: ...
 
+    def has(self, name: str) -> bool: ...
+
     def require(self, *features: str) -> None: ...
 
     def cpuid(self, vcpu: str) -> list[CpuidLeaf]: ...
@@ -84,7 +86,8 @@ class Vcpu:
         SessionEnded when it ends otherwise, UnknownExit, Busy, Closed.
         """
         with self.serving:
-            self._staying = False
+            with self._stay_lock:  # another thread's `run` is done then, or finds it served
+                self._staying = False
             self.want(*wanted)
             exchange, log = self._page.waiter.exchange, self._log
             while True:
@@ -148,7 +151,8 @@ class Vcpu:
         if first < 0:
             raise ValueError(f"timeout of {timeout} seconds, below 0")
         with self.serving:
-            self._begin()
+            with self._stay_lock:
+                self._begin()
             sequence = self._page.waiter.exchange(first)
             if sequence != self._seen:
                 return self._take(sequence)
@@ -275,6 +279,14 @@ class Vcpu:
     def engine_registers(self) -> Collection[str]:
         """Names of the registers that the engine has."""
         return self._owner.engine_registers
+
+    def has(self, name: str) -> bool:
+        """Whether the engine has this feature, exit or register."""
+        return self._owner.has(name)
+
+    def require(self, *names: str) -> None:
+        """Raises Unsupported unless the engine has these features, exits and registers."""
+        self._owner.require(*names)
 
     def cpuid(self) -> list[CpuidLeaf]:
         """What CPUID answers. Raises Refused: see GetVcpuCpuid in vm_session.proto."""

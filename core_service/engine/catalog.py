@@ -23,10 +23,12 @@ SURVEY_AGE: Final = 2.0  # seconds that the result of a survey is good for
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """An engine that core knows: its executable, and the environment that it needs."""
+    """An engine that core knows: its executable, the environment that it needs, and whether it is a
+    whole x86 machine, so that a session which names no engine can get it."""
 
     name: str
     environment: Callable[[], dict[str, str]]
+    whole: bool = True
 
     @property
     def executable(self) -> Path:
@@ -52,7 +54,18 @@ def bochs_environment() -> dict[str, str]:
     return {"VMSESSION_BOCHS": str(libraries[0])} if libraries else {}
 
 
-KINDS: Final = (Kind("kvm", dict), Kind("soft", bochs_environment))
+def x86emu_environment() -> dict[str, str]:
+    """Where libx86emu lies: beside the engines if somebody put it there, else where the loader looks."""
+    soname = "libx86emu.so.3"
+    beside = EXECUTABLES / soname
+    return {"VMSESSION_X86EMU": str(beside) if beside.exists() else soname}
+
+
+KINDS: Final = (
+    Kind("kvm", dict),
+    Kind("soft", bochs_environment),
+    Kind("x86emu", x86emu_environment, whole=False),
+)
 
 
 class Catalog:
@@ -81,7 +94,7 @@ class Catalog:
         return self._survey is not None and not self._survey.done()
 
     async def start(self, engine: str) -> EngineProcess:
-        """Start an engine for a session; an empty name means the first that starts.
+        """Start an engine for a session; an empty name means the first whole machine that starts.
 
         Raises Refusal ENGINE_UNAVAILABLE, MEMORY_FAILURE.
         """
@@ -89,6 +102,8 @@ class Catalog:
             return await self._start(self._kind(engine))
         refusals = []
         for kind in KINDS:
+            if not kind.whole:
+                continue
             try:
                 return await self._start(kind)
             except Refusal as refusal:

@@ -123,7 +123,7 @@ class EngineProcess:
         """Wait for the engine's hello, at most `limit` seconds. Raises EngineFailedError."""
         try:
             async with asyncio.timeout(limit):
-                self.hello = await self._greeting
+                self.hello = await asyncio.shield(self._greeting)
         except TimeoutError:
             raise EngineFailedError(f"it did not start within {limit:g} s") from None
 

@@ -162,6 +162,8 @@ def wanted_mask(wanted: Sequence[str]) -> tuple[int, int]:
 
 def _checked_mask(wanted: Iterable[str]) -> tuple[int, int]:
     names = list(wanted)
+    if len(names) > len(REGISTERS):
+        raise invalid("wanted", f"{len(names)} names", f"at most {len(REGISTERS)}")
     for name in names:
         if name not in REGISTERS:
             raise invalid("wanted", name, "the name of a register, as in `rax`, `cs` or `fpu`")

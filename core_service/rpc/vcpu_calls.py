@@ -32,12 +32,18 @@ if TYPE_CHECKING:
 async def run(session: Session, vcpu: Vcpu, request: pb.RunRequest) -> None:
     """Run a stopped vCPU. Raises Refusal NOT_STOPPED, UNSUPPORTED, INVALID_ARGUMENT."""
     reply = request.reply
-    if reply.wanted:
-        vcpu.wanted = wanted_mask(reply.wanted)
-    half = reply_half(reply, vcpu.wanted)
+    before = vcpu.wanted
+    wanted = wanted_mask(reply.wanted) if reply.wanted else before
+    half = reply_half(reply, wanted)
     fpu = _fpu(session, vcpu, reply.state)
+
+    def refused() -> None:
+        vcpu.wanted = before
+        vcpu.exits.run_refused()
+
+    vcpu.wanted = wanted
     vcpu.exits.run_asked()
-    await session.engine.run(vcpu.index, reply.sequence, half, fpu, vcpu.exits.run_refused)
+    await session.engine.run(vcpu.index, reply.sequence, half, fpu, refused)
 
 
 def _fpu(session: Session, vcpu: Vcpu, state: vcpu_pb2.VcpuState) -> bytes:
@@ -108,15 +114,16 @@ async def handle_exits(
         replies.cancel()
 
 
-def _seen(replies: asyncio.Future[None]) -> None:
-    """A reply that fails while its session ends interests nobody any more."""
-    if not replies.cancelled():
-        replies.exception()
+def _seen(done: asyncio.Future[Any]) -> None:
+    """An exit or a reply that fails while its stream ends interests nobody any more."""
+    if not done.cancelled():
+        done.exception()
 
 
 async def _next_exit(stream: ExitStream, replies: asyncio.Future[None]) -> Exit | None:
     """The next exit; None when the session or the client's side ended. Raises what a reply did."""
     following = asyncio.ensure_future(stream.next())
+    following.add_done_callback(_seen)
     try:
         both: set[asyncio.Future[Any]] = {following, replies}
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)

@@ -20,19 +20,19 @@ from tests.benchmarks.helper import Helper, compile_helper
 from tests.benchmarks.result import Result
 from tests.benchmarks.rounds import in_turns
 from tests.benchmarks.workplace import Benchmark, Workplace
+from tests.unit.client_scripted_engine import Owner
 from vmm_client import Vcpu
 from vmm_client.page import Page
-from vmm_client.written import WrittenLog
 
 UNIT = "us"
 
 
-class EngineSide:
+class EngineSide(Owner):
     """Plays the engine, and owns nothing of the vCPU's."""
 
     def __init__(self, process: Helper) -> None:
+        super().__init__()
         self._process = process
-        self.written_log = WrittenLog()
         self.p99: dict[str, list[float]] = {}
 
     def check_alive(self) -> None:

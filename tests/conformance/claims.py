@@ -7,12 +7,16 @@ uses; it is skipped on an engine that does not make them, and fails on one that 
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Final
+from pathlib import Path
+from typing import Final, NoReturn
 
 import pytest
 from vmsession.v1.core_pb2 import Capabilities
 
 proved: Final[defaultdict[str, set[str]]] = defaultdict(set)  # by engine, of the tests that passed
+excused: Final[defaultdict[str, dict[str, str]]] = defaultdict(dict)  # claim and reason
+
+collected: Final[set[Path]] = set()  # the test files of this run, of which no test was named
 
 
 def proves(*claims: str) -> pytest.MarkDecorator:
@@ -44,3 +48,9 @@ def require(engine: str, made: frozenset[str], wanted: set[str]) -> None:
     missing = sorted(wanted - made)
     if missing:
         pytest.skip(f"engine {engine} does not claim {', '.join(missing)}")
+
+
+def excuse(engine: str, claim: str, reason: str) -> NoReturn:
+    """Skip the test: this machine does not let the engine show that its claim is true."""
+    excused[engine][claim] = reason
+    pytest.skip(f"{claim}: {reason}")

@@ -9,7 +9,7 @@ import pytest
 from vmsession.v1.core_pb2 import Engine
 
 from core_service.engine.catalog import KINDS
-from tests.conformance.claims import claims_of, declared, proved, require
+from tests.conformance.claims import claims_of, collected, declared, proved, require
 from tests.conformance.machine import Machine
 from tests.conftest import expected
 from tests.integration.conftest import core, stubs
@@ -23,8 +23,11 @@ LAST = "test_claims.py"
 TROUBLE = ("defect", "reclaiming failed", "Fatal error", "Traceback", "never retrieved")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)  # before tests are deselected
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Claims are compared with what was proved: last of this directory."""
+    if not config.option.keyword and not any("::" in argument for argument in config.args):
+        collected.update(item.path for item in items)
     places = [number for number, item in enumerate(items) if item.path.parent == HERE]
     ordered = sorted((items[number] for number in places), key=lambda item: item.path.name == LAST)
     for place, item in zip(places, ordered, strict=True):
@@ -82,7 +85,7 @@ def engine(request: pytest.FixtureRequest, engines: dict[str, Engine]) -> str:
     return told.name
 
 
-@pytest.fixture(params=["page"])
+@pytest.fixture(params=["page", "stream"])
 def transport(request: pytest.FixtureRequest) -> str:
     """Both ways of serving a vCPU."""
     chosen: str = request.param

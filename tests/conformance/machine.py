@@ -100,9 +100,13 @@ class Machine:
         self.ram.write(at, code)
         return code
 
+    def unstarted(self, index: int = 0) -> Vcpu:
+        """A vCPU that never ran."""
+        return self.session.create_vcpu(index, stream=self._stream)
+
     def vcpu(self, index: int = 0) -> Vcpu:
         """A vCPU at STARTUP."""
-        vcpu = self.session.create_vcpu(index)
+        vcpu = self.unstarted(index)
         expect(vcpu, Reason.STARTUP)
         return vcpu
 
@@ -117,11 +121,12 @@ class Machine:
         """Charge a stopped vCPU with a mode. Skips where the engine has none of 64 bits."""
         if BITS[mode] == 64:
             self.require("feature:long_mode")
-            self._page_tables()
+            self.page_tables()
         vcpu.registers.update({**MODES[mode], "rip": at, "rflags": 2, "rsp": STACK})
         return vcpu
 
-    def _page_tables(self) -> None:
+    def page_tables(self) -> None:
+        """Those of the 64-bit modes: the first GiB, where it is, in pages of 2 MiB."""
         for level in range(2):
             entry = PAGE_TABLES + (level + 1) * PAGE | 7
             self.ram.write(PAGE_TABLES + level * PAGE, entry.to_bytes(8, "little"))

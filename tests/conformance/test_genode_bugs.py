@@ -7,6 +7,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+import pytest
 from vmsession.v1 import vcpu_pb2, vm_session_pb2
 
 from dataspace._page import wait_any
@@ -40,8 +41,12 @@ def test_an_extra_run_does_not_enter_the_guest(client: Connection, machine: Mach
     assert machine.word(DATA) == 2
 
 
-def test_one_exit_is_run_once_whoever_runs_it(client: Connection, machine: Machine) -> None:
+def test_one_exit_is_run_once_whoever_runs_it(
+    client: Connection, machine: Machine, transport: str
+) -> None:
     """Bug 1, with both ways at once: of a run by page and one by RPC for the same exit, one counts."""
+    if transport == "stream":
+        pytest.skip("a stream ends with a reply that comes late")
     vcpu = machine.guest("again: inc dword ptr [0x4000]\nout 1, al\njmp again")
     expect(vcpu, Reason.PORT)
     with ThreadPoolExecutor(1) as other:

@@ -20,7 +20,7 @@ from vmm_client.vcpu import Vcpu
 SPIN = f"again: inc dword ptr [{DATA}]\njmp again"
 HALT = f"again: hlt\ninc dword ptr [{DATA}]\njmp again"
 TALK = f"again: inc dword ptr [{DATA}]\nout 1, al\njmp again"
-PAIRS = 300
+RUNS = 300
 Ask = Callable[[Connection, Vcpu], None]
 
 
@@ -162,28 +162,35 @@ def test_run_and_pause_from_any_thread(client: Connection, machine: Machine) -> 
 
 
 def test_every_run_gives_one_exit(client: Connection, machine: Machine) -> None:
-    """While three threads pause it without end: each pause of the page is acknowledged, the guest went
-    on once for each of its own exits, and after the last PAUSED none comes that nobody asked for."""
+    """While three threads pause it as often as the guest exits by itself: the guest went on once for
+    each of its own exits, and after the last PAUSED none comes that nobody asked for."""
     vcpu = machine.guest(TALK)
+    permits = threading.Semaphore(0)
     over = threading.Event()
 
     def keep_asking(ask: Ask) -> None:
-        while not over.is_set():
+        while permits.acquire(timeout=PATIENCE) and not over.is_set():
             ask(client, vcpu)
 
     seen = dict.fromkeys((Reason.PORT, Reason.PAUSED), 0)
     with ThreadPoolExecutor(3) as threads:
         asking = [threads.submit(keep_asking, ask) for ask in (by_library, by_library, by_rpc)]
         try:
-            while min(seen.values()) < PAIRS:
+            while seen[Reason.PORT] < RUNS:
                 exit_ = vcpu.turn(PATIENCE)
                 assert exit_ is not None
                 seen[exit_.reason] += 1
-                assert machine.word(DATA) == seen[Reason.PORT], seen
+                ahead = machine.word(DATA) - seen[Reason.PORT]
+                # It may be paused between the counting and the port.
+                assert ahead == 0 or (ahead == 1 and exit_.reason is Reason.PAUSED), seen
+                if exit_.reason is Reason.PORT:
+                    permits.release()
         finally:
             over.set()
+            permits.release(len(asking))
         for one in asking:
             one.result(PATIENCE)
+    assert 0 < seen[Reason.PAUSED] <= RUNS
     last = vcpu.pause()
     expect(vcpu, Reason.PAUSED)
     assert vcpu.pauses_acknowledged >= last

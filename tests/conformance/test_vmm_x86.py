@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
 
 from dataspace._page import wait_any
 from dataspace.vcpu_page import Reason
-from tests.integration.engines import on_every_engine
-from tests.integration.running_core import RunningCore, Stubs
-from vmm_client import connect
+from tests.conformance.claims import needs
+from vmm_client.connection import Connection
 from vmm_client.exits import Exit
+from vmm_client.ram import Ram
 from vmm_client.session import Session
 from vmm_client.vcpu import Vcpu
 
@@ -26,6 +28,22 @@ PATIENCE = 20.0
 
 Line = tuple[str, int]  # reason, ip within the segment
 
+# After each HLT and PAUSED: how far to skip before running on, None to stay stopped.
+SCRIPTS: Final[list[list[int | None]]] = [
+    [None],
+    [0, 0, 0, 2, 2, 0, None],
+    [0, 0, 0, 1, 0, None],
+    [None],
+]
+BEGIN: Final = [("STARTUP", 0xFFF0), ("HLT", 0xFFF0)]
+TWO_PAUSES: Final = [("PAUSED", 0xFFF0), ("HLT", 0xFFF0), ("PAUSED", 0xFFF0)]
+TRACES: Final[list[list[Line]]] = [
+    BEGIN,
+    [*BEGIN, *TWO_PAUSES, ("PAUSED", 0xFFF2), ("HLT", 0xFFF4), ("PAUSED", 0xFFF4)],
+    [*BEGIN, *TWO_PAUSES, ("HLT", 0xFFF1), ("PAUSED", 0xFFF1)],
+    BEGIN,
+]
+
 
 class Guest:
     """One vCPU and what happened to it: `lines`, and the thread that handled each."""
@@ -35,7 +53,6 @@ class Guest:
         self.lines: list[Line] = []
         self.threads: set[str] = set()
         self.fault_addresses: list[int] = []
-        # after each HLT and PAUSED: how far to skip before running on, None to stay stopped
         self._script = script
         self._looping = False
 
@@ -98,89 +115,46 @@ def pause_what_halted(guest: Guest) -> None:
         threading.Thread(target=guest.vcpu.pause).start()
 
 
-@on_every_engine
-def test_vmm_x86(core: RunningCore, stubs: Stubs, engine: str) -> None:
-    with connect(str(core.socket)) as client, client.create_session(engine) as session:
-        assert stubs.totals().sessions == 1
-        scenario(session, lambda: client.create_ram(PAGE))
+@needs("exit:MEMORY_FAULT", "exit:PAUSED")
+def test_vmm_x86(client: Connection, engine: str, transport: str) -> None:
+    with client.create_session(engine) as session, client.create_ram(PAGE) as page:
+        scenario(session, page, stream=transport == "stream")
 
 
-def scenario(session: Session, create_page: Callable[[], object]) -> None:
-    page = create_page()
-    page.write(0xFF0, CODE)  # type: ignore[attr-defined]
+@needs("exit:MEMORY_FAULT", "exit:PAUSED")
+def test_eight_at_once(client: Connection, engine: str, transport: str) -> None:
+    """Eight sessions of one client, of four vCPUs and two threads each."""
+
+    def one(_: int) -> None:
+        with client.create_session(engine) as session, client.create_ram(PAGE) as page:
+            scenario(session, page, stream=transport == "stream")
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(one, range(8))) == [None] * 8
+
+
+def scenario(session: Session, page: Ram, *, stream: bool) -> None:
+    """As many of the four vCPUs as the engine can have, and the trace that is the same on all."""
+    page.write(0xFF0, CODE)
+    count = min(len(SCRIPTS), session.capabilities.max_vcpus)
+    vcpus = [session.create_vcpu(index, stream=stream) for index in range(count)]
+    guests = [Guest(vcpu, list(script)) for vcpu, script in zip(vcpus, SCRIPTS, strict=False)]
 
     def attach() -> None:
-        session.attach(page, gpa=RESET_PAGE)  # type: ignore[arg-type]
+        session.attach(page, gpa=RESET_PAGE)
 
-    scripts: list[list[int | None]] = [
-        [None],
-        [0, 0, 0, 2, 2, 0, None],
-        [0, 0, 0, 1, 0, None],
-        [None],
-    ]
-    guests = [Guest(session.create_vcpu(index), script) for index, script in enumerate(scripts)]
-    problems: list[BaseException] = []
+    with ThreadPoolExecutor(1, "ep0") as ep0, ThreadPoolExecutor(1, "ep1") as ep1:
+        running = [
+            ep0.submit(serve, guests[:2], attach, pause_what_halted),
+            ep1.submit(serve, guests[2:], attach, pause_what_halted),
+        ]
+        for handler in running:
+            handler.result(PATIENCE)
 
-    def handler(mine: list[Guest]) -> None:
-        try:
-            serve(mine, attach, pause_what_halted)
-        except BaseException as problem:
-            problems.append(problem)
-
-    threads = [
-        threading.Thread(target=handler, args=(guests[:2],), name="ep0"),
-        threading.Thread(target=handler, args=(guests[2:],), name="ep1"),
+    assert [guest.lines for guest in guests] == TRACES[:count]
+    assert [guest.threads for guest in guests] == [{"ep0_0"}, {"ep0_0"}, {"ep1_0"}, {"ep1_0"}][
+        :count
     ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(PATIENCE)
-    assert problems == []
-
-    assert guests[0].lines == [("STARTUP", 0xFFF0), ("HLT", 0xFFF0)]
-    assert guests[1].lines == [
-        ("STARTUP", 0xFFF0),
-        ("HLT", 0xFFF0),
-        ("PAUSED", 0xFFF0),
-        ("HLT", 0xFFF0),
-        ("PAUSED", 0xFFF0),
-        ("PAUSED", 0xFFF2),
-        ("HLT", 0xFFF4),
-        ("PAUSED", 0xFFF4),
-    ]
-    assert guests[2].lines == [
-        ("STARTUP", 0xFFF0),
-        ("HLT", 0xFFF0),
-        ("PAUSED", 0xFFF0),
-        ("HLT", 0xFFF0),
-        ("PAUSED", 0xFFF0),
-        ("HLT", 0xFFF1),
-        ("PAUSED", 0xFFF1),
-    ]
-    assert guests[3].lines == guests[0].lines
-    assert [guest.threads for guest in guests] == [{"ep0"}, {"ep0"}, {"ep1"}, {"ep1"}]
     faults = [address for guest in guests for address in guest.fault_addresses]
     assert faults
     assert {address & -PAGE for address in faults} == {RESET_PAGE}
-
-
-@on_every_engine
-def test_the_state_at_startup(core: RunningCore, stubs: Stubs, engine: str) -> None:
-    with connect(str(core.socket)) as client, client.create_session(engine) as session:
-        assert stubs.totals().sessions == 1
-        vcpu = session.create_vcpu()
-        vcpu.run()
-        exit_ = vcpu.wait(PATIENCE)
-        assert exit_
-        assert exit_.reason is Reason.STARTUP
-        registers = vcpu.registers
-        assert (registers.rip, registers.cs.base, registers.cs.selector) == (
-            0xFFF0,
-            0xFFFF0000,
-            0xF000,
-        )
-        assert registers.cr0 & ~0x60000000 == 0x10  # CD and NW are a machine's own
-        assert registers.dr7 == 0x400
-        assert registers.rflags == 2
-        assert registers.rdx & ~0xFFFFF == 0
-        assert registers.rdx != 0  # the processor's signature

@@ -10,9 +10,10 @@ import pytest
 
 from core_service.engine.native import build
 from core_service.engine.protocol import Transport
+from tests import libx86emu
 from tests.engine.harness import Engine, environment
 
-VARIANTS = ("kvm", "soft", "kvm-sanitized", "soft-sanitized")
+VARIANTS = ("kvm", "soft", "x86emu", "kvm-sanitized", "soft-sanitized", "x86emu-sanitized")
 
 
 def sanitizer_options(name: str) -> dict[str, str]:
@@ -29,6 +30,8 @@ def require(name: str) -> None:
     """Skip where this machine cannot run the engine at all."""
     if name == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
         pytest.skip("/dev/kvm cannot be opened")
+    if name == "x86emu" and not libx86emu.present():
+        pytest.skip("libx86emu3 is not installed")
 
 
 @pytest.fixture(scope="session")

@@ -394,6 +394,8 @@ class Vcpu:
     def begin(self, mode: str = "protected", ip: int = ORIGIN) -> None:
         """The first run, and the registers to begin at `ip`: "real", flat 32-bit "protected", "long"
         in ring 0, or "user" in ring 3 of long mode."""
+        if BITS[mode] == 64:
+            self.engine.need(Capability.LONG_MODE)
         self.expect(Reason.STARTUP)
         self.charge(**MODES[mode], rip=ip, rflags=2, rsp=STACK)
         self.reply.want(0, 0)

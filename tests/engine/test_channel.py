@@ -15,7 +15,7 @@ import pytest
 
 from core_service.engine import protocol
 from core_service.engine.native import build
-from core_service.engine.protocol import Response, Status, Transport, Type
+from core_service.engine.protocol import Capability, Response, Status, Transport, Type
 from dataspace.vcpu_page import (
     ABI,
     FPU_BYTES,
@@ -44,7 +44,10 @@ def test_hello(spawn: Callable[[], Engine], name: str) -> None:
     assert 1 <= hello.max_vcpus <= protocol.VCPUS
     assert 32 <= hello.physical_bits <= 52
     assert hello.tsc_khz > 0
-    needed = mask(("rax", "r15", "rip", "rflags", "cr0", "cr3", "cr4", "efer", "cs", "tr", "idtr"))
+    names = ["rax", "rdi", "rip", "rflags", "cr0", "cr3", "cs", "tr", "idtr"]
+    if Capability.LONG_MODE in hello.capabilities:
+        names += ["r8", "r15", "cr4", "efer"]
+    needed = mask(names)
     assert [have & want for have, want in zip(hello.registers, needed, strict=True)] == list(needed)
     for reason in (Reason.STARTUP, Reason.PORT, Reason.MMIO, Reason.HLT, Reason.PAUSED):
         assert hello.exit_reasons >> reason & 1
@@ -127,6 +130,7 @@ def test_a_page_that_can_shrink_is_refused(engine: Engine) -> None:
 
 
 def test_vcpu_of_the_same_index(engine: Engine) -> None:
+    engine.need(Capability.SMP)
     Vcpu(engine, Transport.STREAM, 2)
     stream = Transport.STREAM
     response = engine.ask(lambda n: protocol.vcpu_packet(Type.CREATE_VCPU, n, 2, stream))
@@ -198,6 +202,7 @@ def test_get_and_set_state(engine: Engine, transport: Transport) -> None:
 
 
 def test_get_and_set_state_of_the_fpu(engine: Engine, transport: Transport) -> None:
+    engine.need(Capability.FPU)
     with guest(engine, transport, "hlt") as vcpu:
         vcpu.expect(Reason.HLT)
         area = bytearray(vcpu.stored("fpu").fpu)
@@ -277,7 +282,8 @@ def test_the_end_of_the_channel_is_the_end(
     with spawn() as engine:
         engine.hello()
         with guest(engine, transport, SITUATIONS[situation]) as vcpu:
-            Vcpu(engine, transport, 1)  # one that never runs
+            if engine.offer.max_vcpus > 1:
+                Vcpu(engine, transport, 1)  # one that never runs
             if situation != "created":
                 vcpu.start()
             if situation in {"stopped", "mid instruction"}:
@@ -302,6 +308,7 @@ def test_core_that_does_not_read_holds_up_nobody_else(
     same, and the channel's end is the engine's."""
     with spawn() as engine:
         engine.hello()
+        engine.need(Capability.SMP)
         with guest(engine, Transport.PAGE, "1: out 0x80, al; jmp 1b") as vcpu:
             other = Vcpu(engine, transport, 1)
             other.start()

@@ -90,3 +90,23 @@ def test_the_guest_sees_the_table_that_was_set(engine: Engine, transport: Transp
         for missing, index in ((4, 2), (7, 0), (0x80000001, 0)):
             assert leaf(vcpu, missing, index) == (0, 0, 0, 0)
         vcpu.close()
+
+
+def test_the_table_goes_before_its_classes_highest_leaf(engine: Engine) -> None:
+    """A class without its first leaf has no leaf that could lack."""
+    engine.need(Capability.CPUID)
+    with engine.ram() as view:
+        load(view, SOURCE)
+        vcpu = Vcpu(engine, Transport.PAGE)
+        mine = [
+            CpuidLeaf(0, None, 4, 0x756E6547, 0x6C65746E, 0x49656E69),
+            CpuidLeaf(4, 1, 0x122, 5, 6, 7),
+            CpuidLeaf(0x80000005, None, 0x11, 0x22, 0x33, 0x44),
+        ]
+        assert engine.set_cpuid(mine).status == Status.OK
+        vcpu.begin()
+        vcpu.expect(Reason.HLT)
+        assert leaf(vcpu, 0x80000005) == (0x11, 0x22, 0x33, 0x44)
+        for beyond in (5, 0x80000000, 0x80000001, 0xC0000000):
+            assert leaf(vcpu, beyond, 1) == (0x122, 5, 6, 7)
+        vcpu.close()

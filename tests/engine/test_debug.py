@@ -10,7 +10,7 @@ from dataspace.vcpu_page import ExitFlag, Reason, ReplyFlag
 from tests.engine.harness import ORIGIN, Engine, Vcpu, guest
 
 STEPPED = 0x4000  # DR6.BS
-FLAGS, BREAKPOINTS = 1, 8  # enum vcpu_refusal
+FLAGS, STATE, BREAKPOINTS = 1, 7, 8  # enum vcpu_refusal
 
 
 @pytest.fixture
@@ -201,3 +201,19 @@ def test_data_breakpoints_without_the_capability_are_refused(
         vcpu.reply.set_breakpoints([0x2000], 1 | kind << 16)
         vcpu.reply.set_flags(ReplyFlag.BREAKPOINTS)
         assert vcpu.expect(Reason.INVALID_STATE).detail == BREAKPOINTS
+
+
+@pytest.mark.parametrize("amid", [False, True], ids=["at a boundary", "amid an instruction"])
+def test_breakpoints_of_a_refused_state_are_forgotten(
+    debugged: Engine, transport: Transport, amid: bool
+) -> None:
+    """A reply is refused as a whole."""
+    with guest(debugged, transport, "in al, 0x60; nop; nop; hlt") as vcpu:
+        vcpu.expect(Reason.PORT)
+        if not amid:
+            vcpu.reply.set_flags(ReplyFlag.COMPLETE)
+            vcpu.expect(Reason.COMPLETED)
+        vcpu.charge(cr0=1 << 31)
+        vcpu.break_at(ORIGIN + 3)
+        assert vcpu.expect(Reason.INVALID_STATE).detail == STATE
+        vcpu.expect(Reason.HLT)

@@ -197,6 +197,7 @@ def test_hlt_stands_at_the_instruction(engine: Engine, transport: Transport) -> 
 
 
 def test_two_vcpus_share_memory(engine: Engine, transport: Transport) -> None:
+    engine.need(Capability.SMP)
     source = "mov ecx, 1000; 1: lock inc dword ptr [0x3000]; loop 1b; hlt"
     with guest(engine, transport, source) as first:
         assert first.memory

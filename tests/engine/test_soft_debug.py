@@ -262,6 +262,17 @@ def test_a_breakpoint_on_a_repeated_string_fires_once(engine: Engine) -> None:
         vcpu.expect(Reason.HLT)
 
 
+def test_the_resume_flag_is_for_one_instruction(engine: Engine) -> None:
+    """SDM vol. 3, 17.3.1.1: the CPU clears RF behind it."""
+    with guest(engine, Transport.PAGE, "nop; nop; nop; nop; hlt") as vcpu:
+        break_on(vcpu, ORIGIN + 3)
+        vcpu.reply.set_flags(ReplyFlag.BREAKPOINTS | ReplyFlag.STEP)
+        assert hit(vcpu) == (ORIGIN + 1, STEP)
+        vcpu.charge(rflags=0x10002)
+        assert hit(vcpu) == (ORIGIN + 3, 1)
+        assert vcpu.scalar("rflags") == 2
+
+
 def test_no_breakpoint_is_lost_to_kicks(engine: Engine) -> None:
     """Memory comes and goes while the guest runs into its breakpoint, again and again."""
     turns = 50
@@ -357,6 +368,18 @@ def test_an_access_across_pages_meets_a_breakpoint_in_the_second(engine: Engine)
         vcpu.charge(rdi=DATA + PAGE - 3)
         break_at(vcpu, (DATA + PAGE, WRITE, 1))
         assert hit(vcpu) == (ORIGIN + 2, 1)
+
+
+@pytest.mark.parametrize("kind", [InjectType.EXCEPTION, InjectType.NMI])
+def test_the_delivery_of_an_event_meets_a_breakpoint(engine: Engine, kind: InjectType) -> None:
+    """Before its handler's first instruction."""
+    vector = 2 if kind == InjectType.NMI else 6
+    with guest(engine, Transport.PAGE, "nop; hlt") as vcpu:
+        catch(vcpu, vector, "nop; hlt")
+        break_at(vcpu, (STACK - 12, WRITE, 4))
+        vcpu.reply.inject(kind, vector)
+        assert hit(vcpu) == (HANDLER, 1)
+        assert vcpu.scalar("rsp") == STACK - 12
 
 
 def test_a_device_can_be_watched(engine: Engine) -> None:

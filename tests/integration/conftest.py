@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from vmsession.v1 import dataspace_pb2, vm_session_pb2
+from vmsession.v1 import core_pb2, dataspace_pb2, vm_session_pb2
 
-from tests.integration.running_core import RunningCore, Stubs
+from tests.integration.running_core import RunningCore, Stubs, cancel
 from tests.integration.waiting import eventually
 
 
@@ -45,14 +45,17 @@ def must_agree(core: RunningCore) -> None:
 
 @pytest.fixture
 def stubs(core: RunningCore) -> Iterator[Stubs]:
-    """Stubs on that core. When the test is over, everything of it must be gone."""
+    """Stubs on that core, with a lease. When the test is over, everything of it must be gone."""
     client = Stubs(core.socket)
+    beats = client.core.KeepAlive(core_pb2.KeepAliveRequest())
     try:
+        next(iter(beats))
         yield client
         if core.process.poll() is None:
             must_agree(core)
             leave_nothing(client)
     finally:
+        cancel(beats)
         client.close()
 
 

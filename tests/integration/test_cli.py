@@ -14,13 +14,14 @@ import pytest
 from tests.guests.assemble import assemble
 from tests.integration.engines import HAVE_KVM, on_every_engine
 from tests.integration.running_core import RunningCore, Stubs
-from vmm_client import Connection, connect
+from vmm_client import Connection, Session, connect
 from vmm_client.boards.pc import FIXED_HARDWARE
 from vmm_client.cli.events import COLUMNS
 from vmm_client.cli.main import status_of
-from vmm_client.doctor.probes import ALL, Probe, examine
+from vmm_client.doctor.probes import ALL, LONG_MODE, REAL_MODE, Probe, examine
 from vmm_client.doctor.select import Need, NoEngine, select_engine, unfit
 from vmm_client.doctor.tables import enter_real_mode
+from vmm_client.errors import Unsupported
 
 Capture = pytest.CaptureFixture[str]
 
@@ -55,20 +56,21 @@ TICK = """
     mov al, 0x04
     out 0x40, al
     mov cx, 3
-next:
     sti
+next:
     hlt
-    cli
-    loop next
-    mov dx, {port}
-    mov ax, {value}
-    out dx, ax
-    hlt
+    jmp next
 tick:
     mov al, '.'
     out 0xe9, al
     mov al, 0x20
     out 0x20, al
+    loop again
+    mov dx, {port}
+    mov ax, {value}
+    out dx, ax
+    hlt
+again:
     iret
 """
 
@@ -269,10 +271,36 @@ def test_the_doctor_examines_every_engine(vmm: Vmm) -> None:
         "long mode, ring 3",
     }
     assert [f["probe"] for f in engines["soft"]["findings"]] == [probe.name for probe in ALL]
+    assert {"debug", "paging"} <= set(engines["soft"]["abilities"]["features"])
+    assert "NMI_WINDOW" in engines["soft"]["abilities"]["exits"]
+    assert {"rax", "cs"} <= set(engines["soft"]["abilities"]["registers"])
     assert told["verdict"][-1].startswith("`--engine auto` boots stock kernels on ")
     if told["host"]["module"] == "kvm_pvm" and HAVE_KVM:
         assert not engines["kvm"]["runs_stock_kernels"]
         assert "kvm emulates ring 0 here (kvm_pvm)" in told["verdict"][0]
+
+
+def test_the_doctor_tells_what_an_engine_lacks(vmm: Vmm) -> None:
+    rows = [line.split("\t") for line in vmm("doctor")[1].splitlines() if line.startswith("soft\t")]
+    about = {what: (works, detail) for _, what, works, detail in rows}
+    assert "debug" in about["features"][1]
+    works, detail = about["all features"]
+    assert works == "no"
+    assert "parallel" in detail.removeprefix("without ").split(", ")
+
+
+def test_a_probe_that_needs_what_the_engine_lacks_says_so(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmm_client.session.Session.require", lacks_efer)
+    real, long = examine(connection, "soft", [REAL_MODE, LONG_MODE])
+    assert real.passed
+    assert long.why == "engine soft has no efer"
+
+
+def lacks_efer(_: Session, *names: str) -> None:
+    if "efer" in names:
+        raise Unsupported("soft", "efer")
 
 
 def test_the_software_cpu_passes_every_probe(connection: Connection) -> None:

@@ -20,7 +20,7 @@ PROGRAMS = re.findall(
 
 
 def test_every_program_is_here() -> None:
-    assert len(PROGRAMS) == TUTORIAL.count("```python") == 3
+    assert len(PROGRAMS) == TUTORIAL.count("```python") == 4
 
 
 @pytest.fixture(autouse=True)

@@ -211,10 +211,13 @@ class Owner:
         self.engine_registers = [*SCALARS, *SEGMENTS]
         self.leaves: list[CpuidLeaf] = []
 
-    def require(self, *features: str) -> None:
-        for feature in features:
-            if feature not in self.features:
-                raise Unsupported("scripted", feature)
+    def has(self, name: str) -> bool:
+        return name in self.features or name in self.engine_registers
+
+    def require(self, *names: str) -> None:
+        for name in names:
+            if not self.has(name):
+                raise Unsupported("scripted", name)
 
     def cpuid(self, vcpu: str) -> list[CpuidLeaf]:
         assert vcpu == NAME

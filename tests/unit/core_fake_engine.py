@@ -124,6 +124,12 @@ def dies_unmapping(engine: Engine) -> None:
     engine.serve(answer)
 
 
+def exits_late(engine: Engine) -> None:
+    """Never greets, but exits."""
+    engine.exit()
+    engine.request()
+
+
 def polite_twice(engine: Engine) -> None:
     """Greets twice."""
     engine.hello()

@@ -31,6 +31,7 @@ class FakeKind:
 
     name: str
     executable: Path
+    whole: bool = True
 
     @staticmethod
     def environment() -> dict[str, str]:

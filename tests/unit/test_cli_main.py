@@ -58,7 +58,11 @@ def test_without_core_every_command_says_what_to_do(
     flat = tmp_path / "flat"
     flat.write_bytes(b"\xf4")
     socket = str(tmp_path / "core.sock")
-    arguments = {"run": [str(flat)], "audit history": ["sessions/1"]}.get(command, [])
+    arguments = {
+        "run": [str(flat)],
+        "diff": [str(flat)],
+        "audit history": ["sessions/1"],
+    }.get(command, [])
     status, out, err = outcome(capsys, *command.split(), *arguments, "--socket", socket)
     assert status == 1
     text = out if command == "doctor" else err

@@ -6,9 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
+from vmsession.v1 import core_pb2
 
+from core_service.engine.protocol import Capability
 from tests.guests.assemble import assemble
 from vmm_client.doctor import guests
+from vmm_client.doctor.abilities import EXITS, FEATURES, REGISTERS, Abilities
 from vmm_client.doctor.host import Host, look
 from vmm_client.doctor.probes import ALL, STOCK_KERNEL, Finding
 from vmm_client.doctor.report import EngineReport, conclusions, seen_by_core
@@ -124,3 +127,19 @@ def test_a_device_that_core_can_use_is_no_problem() -> None:
     assert seen_by_core(root_only, [works]) == Host("", "core can use it", "kvm_amd")
     assert seen_by_core(root_only, [fails]) == root_only
     assert seen_by_core(root_only, []) == root_only
+
+
+def test_what_an_engine_lacks_of_the_contract_is_told() -> None:
+    told = core_pb2.Capabilities(
+        features=["debug", "smp", "later"],
+        exit_reasons=[exit_ for exit_ in EXITS if exit_ != "TPR"],
+        registers=[name for name in REGISTERS if name not in {"xss", "tr"}],
+    )
+    can = Abilities.of(told)
+    assert can.features == ("debug", "smp", "later")
+    assert set(can.missing_features) == set(FEATURES) - {"debug", "smp"}
+    assert (can.missing_exits, can.missing_registers) == (["TPR"], ["xss", "tr"])
+
+
+def test_every_feature_that_core_can_tell_is_known_to_the_doctor() -> None:
+    assert set(FEATURES) == {str(each.name).lower() for each in Capability}

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
+from dataspace._page import Waiter
 from dataspace.vcpu_page import Reason
 from tests.unit.client_scripted_engine import Owner, Record, Script, ScriptedEngine, vcpu_on
 from vmm_client import errors
@@ -79,6 +80,21 @@ def test_a_session_that_died_is_dropped_and_the_rest_goes_on() -> None:
         assert list(entrypoint.exits()) == []
 
 
+def test_a_vcpu_whose_stream_was_refused_is_dropped_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    with vcpus(1, 0) as (vcpu,):
+        entrypoint = Entrypoint([vcpu])
+        exits = entrypoint.exits()
+        next(exits)
+
+        def refuse() -> None:
+            raise errors.Refused("TAKEN_OVER", "another stream serves it")
+
+        monkeypatch.setattr(vcpu, "check_alive", refuse)
+        with pytest.raises(errors.Refused, match="TAKEN_OVER"):
+            next(exits)
+        assert list(entrypoint.exits()) == []
+
+
 def test_a_vcpu_that_somebody_else_serves_is_busy() -> None:
     with vcpus(1, 1) as (vcpu,):
         exits = vcpu.exits()
@@ -105,3 +121,25 @@ def test_more_vcpus_than_the_kernel_can_watch_are_refused() -> None:
             entrypoint.add(other)
         with pytest.raises(ValueError, match="at most 128 vCPUs"):
             entrypoint.add(vcpu)
+
+
+def test_a_vcpu_may_be_added_while_the_thread_goes_to_sleep(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By another thread, which this stands for."""
+    with vcpus(2, 0) as (first, second):
+        entrypoint = Entrypoint([first])
+        awaited = first.awaited
+        added = []
+
+        def add_and_await() -> tuple[Waiter, int]:
+            added.append(second)
+            entrypoint.add(second)
+            return awaited()
+
+        exits = entrypoint.exits()
+        assert next(exits)[0] is first
+        monkeypatch.setattr(first, "awaited", add_and_await)
+        assert next(exits)[0] is second
+        assert added
+        exits.close()

@@ -81,20 +81,24 @@ def test_a_refusal_is_typed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [0, 2])
 def test_no_fd_and_two_fds_are_errors_and_none_is_left_open(tmp_path: Path, count: int) -> None:
-    with channel_to(tmp_path / "s", answering(b"ok", count)) as channel:
-        before = open_fds()
-        with pytest.raises(BadFd, match=f"{count} came instead of one"):
-            channel.collect("dataspaces/1")
-        assert open_fds() <= before
+    before = open_fds()
+    with (
+        channel_to(tmp_path / "s", answering(b"ok", count)) as channel,
+        pytest.raises(BadFd, match=f"{count} came instead of one"),
+    ):
+        channel.collect("dataspaces/1")
+    assert open_fds() <= before
 
 
 @pytest.mark.parametrize("answer", [b"error NOT_FOUND", b"maybe", b"ok" + b" " * 5000])
 def test_fds_of_an_answer_that_is_none_are_closed(tmp_path: Path, answer: bytes) -> None:
-    with channel_to(tmp_path / "s", answering(answer, 1)) as channel:
-        before = open_fds()
-        with pytest.raises((Refused, CoreUnavailable)):
-            channel.collect("dataspaces/1")
-        assert open_fds() <= before
+    before = open_fds()
+    with (
+        channel_to(tmp_path / "s", answering(answer, 1)) as channel,
+        pytest.raises((Refused, CoreUnavailable)),
+    ):
+        channel.collect("dataspaces/1")
+    assert open_fds() <= before
 
 
 def test_a_core_that_closes_is_gone(tmp_path: Path) -> None:

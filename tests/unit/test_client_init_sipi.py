@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dataspace.registers import SCALARS, SEGMENTS, Segment
-from dataspace.vcpu_page import Activity, Reason
+from dataspace.vcpu_page import Activity, Reason, ReplyFlag
 from tests.unit.client_scripted_engine import Owner, Record, Script, ScriptedEngine, Values, vcpu_on
 from vmm_client.cpuid import CpuidLeaf
 from vmm_client.msr import MsrRange
@@ -17,12 +17,12 @@ KEPT_BY_INIT = {
 }
 
 
-def charged_by(vector: int | None = None, owner: Owner | None = None) -> Values:
-    """What INIT, or SIPI with a vector, charges."""
+def charged_by(vector: int | None = None, owner: Owner | None = None, cr0: int = 0) -> Values:
+    """What INIT, or SIPI with a vector, charges where CR0 was delivered."""
     charged: Values = {}
 
     def script() -> Script:
-        charged.update((yield Record(Reason.STARTUP)).charged)
+        charged.update((yield Record(Reason.STARTUP, registers={"cr0": cr0})).charged)
         yield Record(Reason.SHUTDOWN)
 
     with ScriptedEngine(script) as engine:
@@ -39,13 +39,49 @@ def charged_by(vector: int | None = None, owner: Owner | None = None) -> Values:
 
 
 def test_init_resets_what_table_10_1_says_and_waits() -> None:
-    charged = charged_by()
+    charged = charged_by(cr0=0x60000010)
     assert set(charged) == {*SCALARS, *SEGMENTS} - KEPT_BY_INIT
     assert (charged["rip"], charged["rflags"], charged["cr0"]) == (0xFFF0, 2, 0x60000010)
     assert charged["cs"] == Segment(0xF000, 0x9B, 0xFFFF, 0xFFFF0000)
     assert charged["idtr"] == Segment(0, 0, 0xFFFF, 0)
     assert (charged["dr6"], charged["dr7"]) == (0xFFFF0FF0, 0x400)
     assert charged["activity"] == Activity.WAIT_FOR_SIPI
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(0x80010031, 0x10), (0xC0000011, 0x40000010), (0x20000000, 0x20000010)],
+)
+def test_init_leaves_the_caching_bits_of_cr0(before: int, after: int) -> None:
+    assert charged_by(cr0=before)["cr0"] == after
+
+
+def test_init_asks_for_a_cr0_that_was_not_delivered() -> None:
+    flags: list[int] = []
+    charged: Values = {}
+
+    def script() -> Script:
+        flags.append((yield Record(Reason.PAUSED)).flags)
+        charged.update((yield Record(Reason.PAUSED, registers={"cr0": 0x40000011})).charged)
+        yield Record(Reason.SHUTDOWN)
+
+    with ScriptedEngine(script) as engine:
+        vcpu = vcpu_on(engine)
+        exits = vcpu.exits()
+        next(exits)
+        vcpu.registers.init()
+        next(exits)
+        vcpu.close()
+    assert flags == [ReplyFlag.FETCH]
+    assert charged["cr0"] == 0x40000010
+
+
+def test_init_leaves_the_signature_in_edx() -> None:
+    """As CPUID tells it, where the engine has it."""
+    owner = Owner("cpuid")
+    owner.leaves = [CpuidLeaf(0, None, 1, 2, 3, 4), CpuidLeaf(1, None, 0x60663, 0, 0, 0)]
+    assert charged_by(owner=owner)["rdx"] == 0x60663
+    assert charged_by()["rdx"] == 0x600
 
 
 def test_init_passes_over_what_the_engine_has_not() -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+import pytest
+
 from dataspace.vcpu_page import WINDOW_SEQ_AT, ExitFlag, Injection, Reason
-from tests.unit.client_scripted_engine import Answer, Record, Script, ScriptedEngine, vcpu_on
+from tests.unit.client_scripted_engine import Answer, Owner, Record, Script, ScriptedEngine, vcpu_on
 from vmm_client.boards.pc import PC, Ending
+from vmm_client.errors import Unsupported
 from vmm_client.machine import Machine
 
 MIDDLE = ExitFlag.MID_INSTRUCTION
@@ -35,15 +38,16 @@ class Bench:
     """A machine on a scripted engine: `exits` follow STARTUP and SETUP; `answers` are the replies to
     them. `pc` is there for the script."""
 
-    def __init__(self, script: Callable[[Bench], Script]) -> None:
+    def __init__(self, script: Callable[[Bench], Script], *features: str) -> None:
         self._script = script
+        self._owner = Owner(*(features or ("interrupts",)))
         self.pc = PC(lambda _: None, wake=self._wake)
 
-    def run(self) -> Ending:
+    def run(self, **registers: int) -> Ending:
         with ScriptedEngine(self._whole) as engine:
             self.engine = engine
-            self.machine = Machine(vcpu_on(engine), self.pc)
-            return self.machine.run({})
+            self.machine = Machine(vcpu_on(engine, self._owner), self.pc)
+            return self.machine.run(registers)
 
     def _whole(self) -> Script:
         yield Record(Reason.STARTUP)
@@ -156,3 +160,21 @@ def test_a_halt_with_interrupts_off_ends_it() -> None:
         yield Record(Reason.HLT)
 
     assert Bench(script).run() is Ending.HALTED
+
+
+def test_an_engine_without_interrupts_runs_a_guest_until_a_device_has_one() -> None:
+    def script(bench: Bench) -> Script:
+        yield out(0xE9, 1)
+        bench.type_key()
+        yield HALT
+
+    with pytest.raises(Unsupported, match="engine scripted has no interrupts"):
+        Bench(script, "paging").run()
+
+
+def test_an_engine_without_a_register_that_the_guest_is_entered_with_is_named() -> None:
+    def script(_: Bench) -> Script:
+        yield HALT
+
+    with pytest.raises(Unsupported, match="engine scripted has no efer2"):
+        Bench(script).run(efer2=1)

@@ -22,7 +22,7 @@ from vmm_client.connection import connect
 from vmm_client.errors import Closed, CoreUnavailable, IncompatibleCore, Refused
 from vmm_client.rpc import Rpc
 
-Answer = GetInfoResponse | Status | grpc.StatusCode
+Answer = GetInfoResponse | Status | grpc.StatusCode | bytes  # bytes: of a status
 
 
 def get_info(answer: Answer) -> grpc.GenericRpcHandler[GetInfoRequest, GetInfoResponse]:
@@ -33,6 +33,9 @@ def get_info(answer: Answer) -> grpc.GenericRpcHandler[GetInfoRequest, GetInfoRe
             context.abort_with_status(rpc_status.to_status(answer))
         if isinstance(answer, grpc.StatusCode):
             context.abort(answer, "in words")
+        if isinstance(answer, bytes):
+            context.set_trailing_metadata((("grpc-status-details-bin", answer),))
+            context.abort(grpc.StatusCode.INTERNAL, "in words")
         return answer
 
     method = grpc.unary_unary_rpc_method_handler(
@@ -87,6 +90,15 @@ def test_a_status_without_details_is_told_in_words(tmp_path: Path) -> None:
         pytest.raises(CoreUnavailable, match="INTERNAL: in words"),
     ):
         connect(str(path))
+
+
+def test_details_that_are_garbage_or_of_another_status_are_told_in_words(tmp_path: Path) -> None:
+    """As a call that is cancelled just when core refuses it has them."""
+    garbled = {"another": Status(code=5).SerializeToString(), "garbage": b"\xff"}
+    for name, details in garbled.items():
+        path = tmp_path / name
+        with listening(path, details), pytest.raises(CoreUnavailable, match="INTERNAL: in words"):
+            connect(str(path))
 
 
 def test_a_core_of_another_page_abi_is_incompatible(tmp_path: Path) -> None:

@@ -207,3 +207,35 @@ def test_what_it_wants_may_be_told_meanwhile() -> None:
         next(exits)
         assert vcpu.registers.rip == 3
         exits.close()
+
+
+@pytest.mark.parametrize("serve", ["turn", "exits"])
+def test_who_runs_it_and_who_serves_it_next_run_it_once(
+    monkeypatch: pytest.MonkeyPatch, serve: str
+) -> None:
+    """Both at the same moment: an exit between two runs would be lost."""
+    with vcpus(1, port(1), port(2)) as (vcpu,):
+        exits = Entrypoint([vcpu]).exits()
+        next(exits)
+        vcpu.stay()
+        exits.close()
+        resume, begun, served = vcpu.resume, threading.Event(), threading.Event()
+
+        def resume_late() -> None:
+            begun.set()
+            served.wait(0.2)
+            resume()
+
+        monkeypatch.setattr(vcpu, "resume", resume_late)
+        other = in_thread(vcpu.run)
+        assert begun.wait(LIMIT_SECONDS)
+        if serve == "exits":
+            assert next(vcpu.exits()).address == 1
+        else:
+            with pytest.raises(errors.NotStopped):
+                vcpu.turn(LIMIT_SECONDS)
+        served.set()
+        other.join(LIMIT_SECONDS)
+        exit_ = vcpu.wait(LIMIT_SECONDS)
+        assert exit_ is not None
+        assert exit_.address == 1

@@ -55,10 +55,27 @@ def _rows(host: Host, engines: list[EngineReport], problem: str) -> Iterator[Row
     yield _row("core", "connection", not problem, problem)
     for engine in engines:
         yield _row(engine.name, "engine", not engine.problem, engine.problem)
+        if engine.abilities.features:
+            yield from _abilities(engine)
         for finding in engine.findings:
             yield _row(engine.name, finding.probe, finding.passed, finding.why)
         for mode, speed in engine.speeds.items():
             yield _row(engine.name, f"speed, {mode}", True, f"{speed / 1e6:.1f} MIPS")
+
+
+def _abilities(engine: EngineReport) -> Iterator[Row]:
+    can = engine.abilities
+    yield _row(engine.name, "features", True, ", ".join(can.features))
+    for what, missing in (
+        ("features", can.missing_features),
+        ("exits", can.missing_exits),
+        ("registers", can.missing_registers),
+    ):
+        yield _row(engine.name, f"all {what}", not missing, _without(missing))
+
+
+def _without(missing: list[str]) -> str:
+    return f"without {', '.join(missing)}" if missing else ""
 
 
 def _row(where: str, what: str, works: bool, detail: str) -> Row:

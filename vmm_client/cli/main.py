@@ -1,7 +1,7 @@
 """Entry point of `vmm`, and how it fails.
 
 Exit status: 0 done, 1 an error (one line on stderr, and what to do next), 2 wrong usage, 130
-interrupted from the keyboard. `vmm run` and `vmm boot` add their own.
+interrupted from the keyboard. `vmm run`, `vmm boot` and `vmm diff` add their own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Virtual machines without privilege: the client of the vmsession core.
 Begin with `vmm doctor`: it tells what works here, and what to do where nothing does.
 
 Exit status: 0 done, 1 an error (a line on stderr, and what to do next), 2 wrong usage, 130
-interrupted from the keyboard. `vmm run` and `vmm boot` add their own."""
+interrupted from the keyboard. `vmm run`, `vmm boot` and `vmm diff` add their own."""
 
 # name: (function, help); the module is imported when the command is used, its help when it is asked for.
 COMMANDS: Final = {
@@ -51,6 +51,16 @@ What it writes to COM1 or to port 0xe9 appears on stdout.
 
 Exit status: 0 when the guest powered off or halted with interrupts off, 3 when it reset itself,
 4 after a triple fault, 5 when the engine cannot go on; 1, 2 and 130 as everywhere.""",
+    ),
+    "diff": (
+        "vmm_client.cli.diff:diff",
+        """\
+Run a flat binary on two engines and tell where they first differ.
+
+Registers, memory and exits are compared; docs/diff.md tells what is not. What the guest reads from
+devices is made of --seed, the same on both. Ends where the guest halts, shuts down or cannot go on.
+
+Exit status: 0 when they behaved alike, 3 when they did not; 1, 2 and 130 as everywhere.""",
     ),
     "sessions": (
         "vmm_client.cli.sessions:sessions",

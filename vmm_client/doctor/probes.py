@@ -23,6 +23,7 @@ from vmm_client.doctor.tables import (
     enter_protected_mode,
     enter_real_mode,
 )
+from vmm_client.errors import Unsupported
 from vmm_client.vcpu import Vcpu
 
 TIME_LIMIT_SECONDS: Final = 2.0
@@ -134,8 +135,7 @@ def examine(connection: Connection, engine: str, probes: Iterable[Probe]) -> Ite
             passed = True
             while rest and passed:
                 probe = rest.popleft()
-                vcpu.registers.update(probe.prepare(memory))
-                why = _why_not(vcpu)
+                why = _attempt(probe, vcpu, memory)
                 passed = not why
                 yield Finding(probe.name, passed, why)
 
@@ -154,8 +154,18 @@ def bench(connection: Connection, engine: str) -> Iterator[tuple[Vcpu, GuestMemo
         yield vcpu, session.memory
 
 
+def _attempt(probe: Probe, vcpu: Vcpu, memory: GuestMemory) -> str:
+    """Enter the guest and run it to its first exit. Empty if that says that all is well."""
+    registers = probe.prepare(memory)
+    try:
+        vcpu.require(*registers)
+    except Unsupported as lacking:
+        return lacking.message
+    vcpu.registers.update(registers)
+    return _why_not(vcpu)
+
+
 def _why_not(vcpu: Vcpu) -> str:
-    """Run the guest to its first exit. Empty if that says that all is well."""
     vcpu.run()
     exit_ = vcpu.wait(TIME_LIMIT_SECONDS)
     if exit_ is None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from vmm_client.connection import Connection
+from vmm_client.doctor.abilities import Abilities
 from vmm_client.doctor.host import Host
 from vmm_client.doctor.probes import ALL, STOCK_KERNEL, Finding, examine
 from vmm_client.doctor.speed import GAUGES, instructions_per_second
@@ -24,6 +25,7 @@ class EngineReport:
 
     name: str
     problem: str = ""
+    abilities: Abilities = field(default_factory=Abilities)
     findings: list[Finding] = field(default_factory=list)
     speeds: dict[str, float] = field(default_factory=dict)
 
@@ -51,19 +53,19 @@ def report_on(connection: Connection) -> Iterator[EngineReport]:
     """
     for engine in connection.engines():
         if engine.available:
-            yield _examined(connection, engine.name)
+            yield _examined(connection, engine.name, Abilities.of(engine.capabilities))
         else:
             yield EngineReport(engine.name, engine.unavailable_because)
 
 
-def _examined(connection: Connection, engine: str) -> EngineReport:
+def _examined(connection: Connection, engine: str, abilities: Abilities) -> EngineReport:
     try:
         findings = list(examine(connection, engine, ALL))
         measured = {g.name: instructions_per_second(connection, engine, g) for g in GAUGES}
     except VmsessionError as error:
-        return EngineReport(engine, str(error))
+        return EngineReport(engine, str(error), abilities)
     speeds = {name: speed for name, speed in measured.items() if speed is not None}
-    return EngineReport(engine, findings=findings, speeds=speeds)
+    return EngineReport(engine, "", abilities, findings, speeds)
 
 
 def seen_by_core(host: Host, engines: list[EngineReport]) -> Host:

@@ -173,7 +173,7 @@ static void state_refused(struct vcpu *vcpu)
 	if (owed->injection)
 		vcpu->common->injection_result = INJECTION_NOT_TAKEN;
 	owed->injection = 0;
-	owed->complete = false;
+	owed->complete = owed->breakpoints = false;
 	vcpu_exit(vcpu, EXIT_INVALID_STATE, 0)->detail = REFUSED_STATE;
 }
 

@@ -51,7 +51,11 @@ class Engine:
 
 
 # The software CPU's library finds its host by symbol: all of the executable's must be visible to it.
-ENGINES: Final = (Engine("kvm"), Engine("soft", link=("-rdynamic", "-ldl", "-lm")))
+ENGINES: Final = (
+    Engine("kvm"),
+    Engine("soft", link=("-rdynamic", "-ldl", "-lm")),
+    Engine("x86emu", link=("-ldl",)),
+)
 
 
 class BuildError(Exception):

@@ -6,7 +6,7 @@
  * thread per vCPU runs it; one kicker thread sleeps on the kick_seq words of all vCPU pages and makes
  * running vCPUs look at pause_seq and window_seq.
  *
- * A backend (kvm, soft) executes. It calls vcpu_exchange() at every exit, also in the middle of an
+ * A backend (kvm, soft, x86emu) executes. It calls vcpu_exchange() at every exit, also in the middle of an
  * instruction, and gets back a private, checked copy of the VMM's reply. Everything about pages,
  * counters, waiting, pausing, transports and the channel is common code, written once.
  */

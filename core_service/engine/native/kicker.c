@@ -9,17 +9,11 @@
 #include "vcpu.h"
 #include "vm.h"
 
-/* acquire: pairs with the VMM's release store, so that pause_seq and window_seq behind it are seen */
-static uint32_t kick_seq(const struct vcpu *vcpu)
-{
-	return atomic_load_explicit(SHARED_WORD(vcpu->page->vmm.kick_seq), memory_order_acquire);
-}
-
 static void kick_where_asked(struct vm *vm)
 {
 	for (uint32_t i = 0; i < atomic_load(&vm->vcpus); i++) {
 		struct vcpu *vcpu = vm->vcpu[i];
-		uint32_t seq = vcpu->page ? kick_seq(vcpu) : vcpu->common->kick_seen;
+		uint32_t seq = vcpu->page ? page_word(&vcpu->page->vmm.kick_seq) : vcpu->common->kick_seen;
 		if (seq == vcpu->common->kick_seen)
 			continue;
 		vcpu->common->kick_seen = seq;

@@ -31,6 +31,8 @@ struct kvm_vcpu {
 	uint64_t fresh;
 	/* An interrupt would be taken now: as KVM said at its last exit, and nothing was injected since. */
 	bool interruptible;
+	/* An NMI was injected that may be pending still: one that came within another waits for its IRET. */
+	bool nmi_due;
 	/* An event was injected that KVM_RUN has still to deliver. */
 	bool event_due;
 	struct kvm_cpuid2 *cpuid;
@@ -105,5 +107,8 @@ uint64_t kvm_sync_fields(const uint64_t wanted[2]);
 /* kvm_event.c */
 uint32_t kvm_event_flags(struct vcpu *);
 bool kvm_inject(struct vcpu *, uint32_t injection, uint32_t error);
+/* At a HLT: an NMI is pending that nothing blocks any more. KVM's emulator does not look for it behind IRET, and
+ * KVM_RUN delivers it when the guest is entered again. */
+bool kvm_nmi_wakes(struct vcpu *);
 
 #endif

@@ -29,12 +29,13 @@ static bool inject_interrupt(const struct kvm_vcpu *own, uint32_t injection)
 	return ioctl(own->fd, KVM_INTERRUPT, &interrupt) == 0;
 }
 
-static bool inject(const struct kvm_vcpu *own, uint32_t injection, uint32_t error)
+static bool inject(struct kvm_vcpu *own, uint32_t injection, uint32_t error)
 {
 	switch (injection >> INJECT_TYPE_SHIFT & 7) {
 	case INJECT_INTERRUPT:
 		return inject_interrupt(own, injection);
 	case INJECT_NMI:
+		own->nmi_due = true;
 		return ioctl(own->fd, KVM_NMI, 0) == 0;
 	default:
 		return inject_exception(own, injection, error);
@@ -51,4 +52,14 @@ bool kvm_inject(struct vcpu *vcpu, uint32_t injection, uint32_t error)
 	own->event_due = true;
 	vcpu->step_over = false; /* the handler comes first */
 	return true;
+}
+
+bool kvm_nmi_wakes(struct vcpu *vcpu)
+{
+	struct kvm_vcpu *own = kvm_vcpu(vcpu);
+	struct kvm_vcpu_events events;
+	if (!own->nmi_due || ioctl(own->fd, KVM_GET_VCPU_EVENTS, &events) < 0)
+		return false;
+	own->nmi_due = events.nmi.pending != 0;
+	return events.nmi.pending && !events.nmi.masked;
 }

@@ -158,6 +158,8 @@ enum run_verdict kvm_exit(struct vcpu *vcpu, int error)
 	case KVM_EXIT_X86_WRMSR:
 		return exit_msr(vcpu, false);
 	case KVM_EXIT_HLT:
+		if (kvm_nmi_wakes(vcpu))
+			return RUN_GO;
 		/* rip is behind it. With a prefix it began earlier, but is the same HLT from its last byte. */
 		vcpu_halt(vcpu, run->s.regs.regs.rip - HLT_LENGTH, HLT_LENGTH);
 		return RUN_GO;

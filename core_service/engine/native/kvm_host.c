@@ -10,7 +10,8 @@
 #include "kvm_registers.h"
 
 /* KVM without VMX or SVM, as in nested clouds. It runs 64-bit ring 3 on the CPU, where neither a step nor a
- * breakpoint comes back to us, and emulates all else; KVM's emulator knows no breakpoints on data. */
+ * breakpoint comes back to us, and emulates all else; KVM's emulator knows no breakpoints on data. Guests see the
+ * host's time-stamp counter, whatever offset it is given. */
 #define KVM_PVM "/sys/module/kvm_pvm"
 
 #define MSRS_LIMIT 4096u
@@ -37,8 +38,10 @@ bool kvm_host_restrict(struct vm *vm, int kvm_fd)
 		return false;
 	vm->registers[0] &= ~KVM_MSR_SCALARS | known;
 	kvm_vm(vm)->software = access(KVM_PVM, F_OK) == 0;
-	if (kvm_vm(vm)->software)
+	if (kvm_vm(vm)->software) {
 		vm->capabilities &= ~ENGINE_WATCH;
+		vm->registers[0] &= ~KVM_TSC_OFFSET_SCALARS;
+	}
 	if (kvm_vm(vm)->software || ioctl(kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_SREGS2) <= 0)
 		vm->registers[0] &= ~KVM_PDPTE_SCALARS;
 	return true;

@@ -142,10 +142,11 @@ static const struct cpuid_leaf *find(const struct soft_vcpu *soft, uint32_t func
 	return NULL;
 }
 
+/* That the first leaf of a class names; 0 where there is none. */
 static uint32_t highest(const struct soft_vcpu *soft, uint32_t class)
 {
 	const struct cpuid_leaf *first = find(soft, class, 0);
-	return first ? first->eax : class;
+	return first ? first->eax : 0;
 }
 
 /* NULL for one that is zero. Beyond its class' highest leaf the highest basic one answers: SDM vol. 2, CPUID. */

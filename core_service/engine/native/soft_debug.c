@@ -142,7 +142,7 @@ void soft_debug_report(struct soft_vcpu *soft)
 
 /* ---- what Bochs asks */
 
-/* Leave before the instruction that enters this page, which is not at a boundary that was looked at. */
+/* Leave before the instruction that enters this page, or begins a handler: no boundary before it was looked at. */
 static void stop_at_entry(struct soft_vcpu *soft)
 {
 	soft->debug_status |= breakpoints_here(soft);

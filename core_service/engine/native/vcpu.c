@@ -11,69 +11,10 @@
 #include "hold.h"
 #include "page.h"
 #include "reply.h"
+#include "request.h"
 #include "vm.h"
 
 #define FPU (1ull << VCPU_FPU_BIT)
-
-/* acquire: the record behind the counter is seen with it */
-static uint32_t page_word(const uint32_t *word)
-{
-	return atomic_load_explicit((const _Atomic uint32_t *)word, memory_order_acquire);
-}
-
-static bool asked(const struct request *request, const uint32_t *page_seq)
-{
-	if (atomic_load_explicit(&request->channel_seq, memory_order_acquire) != request->channel_ack)
-		return true;
-	return page_seq && page_word(page_seq) != request->page_ack;
-}
-
-/* Returns the number to tell: the page's counter, or the channel's where there is no page. */
-static uint32_t acknowledge(struct request *request, const uint32_t *page_seq)
-{
-	request->channel_ack = atomic_load_explicit(&request->channel_seq, memory_order_acquire);
-	if (page_seq)
-		request->page_ack = page_word(page_seq);
-	return page_seq ? request->page_ack : request->channel_ack;
-}
-
-static const uint32_t *pause_word(const struct vcpu *vcpu)
-{
-	return vcpu->page ? &vcpu->page->vmm.pause_seq : NULL;
-}
-
-static const uint32_t *window_word(const struct vcpu *vcpu)
-{
-	return vcpu->page ? &vcpu->page->vmm.window_seq : NULL;
-}
-
-unsigned vcpu_attention(struct vcpu *vcpu)
-{
-	const struct vm_common *vm = vcpu->vm->common;
-	struct vcpu_common *common = vcpu->common;
-	unsigned attention = ATTENTION_NONE;
-	if (atomic_load_explicit(&vm->ending, memory_order_acquire))
-		attention |= ATTENTION_END;
-	if (atomic_load_explicit(&vm->holding, memory_order_acquire))
-		attention |= ATTENTION_HOLD;
-	if (asked(&common->pause, pause_word(vcpu)))
-		attention |= ATTENTION_PAUSE;
-	if (asked(&common->window, window_word(vcpu)))
-		attention |= ATTENTION_WINDOW;
-	if (common->nmi_window)
-		attention |= ATTENTION_NMI_WINDOW;
-	return attention;
-}
-
-static void renew_windows(struct vcpu *vcpu)
-{
-	struct vcpu_common *common = vcpu->common;
-	if (vcpu->reply.reply.flags & REPLY_WITHDRAW_WINDOW) {
-		acknowledge(&common->window, window_word(vcpu));
-		common->nmi_window = false;
-	}
-	common->nmi_window |= (vcpu->reply.reply.flags & REPLY_NMI_WINDOW) != 0;
-}
 
 struct vcpu_exit *vcpu_exit(struct vcpu *vcpu, enum vcpu_exit_reason reason, uint32_t flags)
 {
@@ -81,20 +22,10 @@ struct vcpu_exit *vcpu_exit(struct vcpu *vcpu, enum vcpu_exit_reason reason, uin
 	return &vcpu->half->exit;
 }
 
-/* What an exit tells of the VMM's requests. Once: what is asked while the vCPU stands at it is owed still when a
- * fetch publishes it again. */
-static void answer_requests(struct vcpu *vcpu)
+static void tell_injection(struct vcpu *vcpu)
 {
-	struct vcpu_common *common = vcpu->common;
-	struct vcpu_engine_half *half = vcpu->half;
-	if (half->exit.reason == EXIT_PAUSED)
-		half->pause_ack = acknowledge(&common->pause, pause_word(vcpu));
-	if (half->exit.reason == EXIT_WINDOW)
-		half->window_ack = acknowledge(&common->window, window_word(vcpu));
-	if (half->exit.reason == EXIT_NMI_WINDOW)
-		common->nmi_window = false;
-	half->exit.injection = common->injection_result;
-	common->injection_result = INJECTION_NONE;
+	vcpu->half->exit.injection = vcpu->common->injection_result;
+	vcpu->common->injection_result = INJECTION_NONE;
 }
 
 static void publish(struct vcpu *vcpu)
@@ -283,7 +214,8 @@ enum run_verdict vcpu_exchange(struct vcpu *vcpu)
 		boundary_settle(vcpu);
 		debug_leave(vcpu);
 	}
-	answer_requests(vcpu);
+	request_answer(vcpu);
+	tell_injection(vcpu);
 	struct vcpu_exit asked_exit = vcpu->half->exit;
 	for (;;) {
 		read_wanted(vcpu, vcpu->reply.reply.wanted);
@@ -300,7 +232,7 @@ enum run_verdict vcpu_exchange(struct vcpu *vcpu)
 			continue;
 		}
 		forget_written(vcpu);
-		renew_windows(vcpu);
+		request_renew(vcpu);
 		if (vcpu->reply.reply.flags & REPLY_FETCH)
 			continue;
 		take_fpu(vcpu);

@@ -121,4 +121,10 @@ enum run_verdict vcpu_start_up(struct vcpu *);
 /* The page's words are plain integers in the ABI; C11 allows no atomic access to them without a cast. */
 #define SHARED_WORD(field) ((_Atomic uint32_t *)&(field))
 
+/* A word that the VMM writes. Acquire: what it stored before is seen with it. */
+static inline uint32_t page_word(const uint32_t *word)
+{
+	return atomic_load_explicit((const _Atomic uint32_t *)word, memory_order_acquire);
+}
+
 #endif

@@ -125,7 +125,7 @@ class _Episode:
         self._session, self._device = session, device
         self._features = frozenset(session.capabilities.features)
         self._stream = driver.stream
-        self._vcpu = session.create_vcpu()
+        self._vcpu = session.create_vcpu(stream=self._stream)
         self._model = Model(driver.program.halt)
         self._lock = threading.Lock()
         self._paused = 0  # the last number of a pause by page

@@ -762,7 +762,7 @@ class Exit(_message.Message):
     fetch: _builtins.bool
     """An instruction fetch (MEMORY_FAULT)."""
     write_protected: _builtins.bool
-    """There is an attachment, but it is read-only (MMIO, MEMORY_FAULT)."""
+    """There is an attachment, but it is read-only (MMIO)."""
     ip: _builtins.int
     """Address of the instruction; 0 unless the reason or the engine tells it."""
     instruction_length: _builtins.int

@@ -1,0 +1,1 @@
+"""Streams of instructions for two engines in lockstep."""
