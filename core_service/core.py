@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from core_service.audit import AuditFailure, AuditLog, Query
+from core_service.audit.fold import MEMORY
 from core_service.audit.watch import News
 from core_service.clients import Clients
 from core_service.dataspaces import Dataspaces, holder
@@ -47,8 +48,8 @@ class Core:
         self.settings = settings
         self.audit = audit
         self.news = News(audit)
-        log_of_past = Query(audit.directory)
-        self.names = Names(lambda name: bool(log_of_past.history(name, limit=1)))
+        self._past = Query(audit.directory)
+        self.names = Names(lambda name: bool(self._past.history(name, limit=1)))
         self.users = Users(settings.ram, settings.capabilities, settings.sessions_per_user)
         self.ledger = Ledger(
             audit.append,
@@ -82,6 +83,10 @@ class Core:
             EventKind.STARTED, self.names.core, detail={"kind": "core", "holder": myself}
         )
         await self.everything_recorded()
+        for each in self._past.totals():
+            if each.kind in MEMORY:
+                self.dataspaces.created[each.uid] += each.created
+                self.dataspaces.freed[each.uid] += each.ended
 
     async def everything_recorded(self) -> None:
         """Return when all that happened so far is on disk. Raises AuditFailure."""

@@ -7,6 +7,7 @@ probe says that it is gone.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Final
@@ -83,13 +84,15 @@ class Dataspace:
 
 class Dataspaces:
     """Creates and frees dataspaces, and keeps the ledger of them. `all` are those that are charged, by
-    name, whoever holds them."""
+    name, whoever holds them; `created` and `freed` count by user what ever was."""
 
     def __init__(self, ledger: Ledger, users: Users) -> None:
         self.ledger = ledger
         self._users = users
         self.before_end: Callable[[Dataspace], Awaitable[None]] = _nothing
         self.all: dict[str, Dataspace] = {}
+        self.created: Counter[int] = Counter()
+        self.freed: Counter[int] = Counter()
         self._held: dict[str, Dataspace] = {}
         self._probing: asyncio.TimerHandle | None = None
 
@@ -135,6 +138,7 @@ class Dataspaces:
             made.memory.close()
             raise
         self.all[made.name] = made
+        self.created[made.uid] += 1
         return made
 
     @staticmethod
@@ -236,6 +240,7 @@ class Dataspaces:
 
     def _refund(self, dataspace: Dataspace) -> None:
         del self.all[dataspace.name]
+        self.freed[dataspace.uid] += 1
         dataspace.memory.close()
         dataspace.account.refund(ram=dataspace.size, caps=1)
 

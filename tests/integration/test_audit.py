@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import socket
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -437,3 +438,35 @@ def test_a_change_is_on_disk_before_its_answer(serve: Serve, audit: Path, kind: 
         core.kill()
     (recorded,) = Query(audit).events(before)
     assert recorded.event.kind == kind
+
+
+def limit_files(core: RunningCore, size: int) -> None:
+    """A disk that is full, to core: no file may be written beyond `size` (setrlimit(2))."""
+    _, hard = resource.prlimit(core.process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(core.process.pid, resource.RLIMIT_FSIZE, (size, hard))
+
+
+def test_a_log_that_cannot_be_written_stops_what_is_made_not_what_is_freed(
+    core: RunningCore, stubs: Stubs
+) -> None:
+    memory, other = create(stubs), create(stubs)
+    with open_channel(core, stubs) as channel:
+        limit_files(core, 0)
+        refusals: list[Callable[[], object]] = [
+            lambda: free(stubs, memory),
+            lambda: create(stubs),
+            lambda: open_session(stubs),
+        ]
+        for call in refusals:
+            with pytest.raises(grpc.RpcError) as refused:
+                call()
+            assert reason_of(refused.value) == "AUDIT_FAILURE"
+        channel.send(other.encode())
+        assert channel.recv(300).startswith(b"error AUDIT_FAILURE")
+        assert records(stubs, alive_only=True) == [other]
+        assert stubs.totals().live == 1
+        limit_files(core, resource.RLIM_INFINITY)
+        eventually(lambda: [event.kind for event in events(stubs, subject=memory)][-1] == "freed")
+        collect(channel, other)
+    assert create(stubs) in records(stubs)
+    assert verify_chain(core.audit).discrepancies == []
