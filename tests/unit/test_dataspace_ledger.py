@@ -420,3 +420,25 @@ def test_events_of_other_objects_and_labels_share_the_revisions() -> None:
     assert [event.label for event in log.events] == ["web", "web", "", *["web"] * 5, ""]
     assert {event.boot_id for event in log.events} == {"b"}
     assert [record.name for record in ledger.all()] == [page, NAME]
+
+
+def test_what_each_holder_has(ledger: Ledger) -> None:
+    ledger.create("a", "ram", 4 * PAGE, "uid 1")
+    ledger.create("b", "rom", PAGE, "uid 1")
+    ledger.create("c", "ram", PAGE, "uid 2")
+    ledger.hold("a")
+    ledger.free("c", "gone")
+    (only,) = ledger.totals_by_holder().items()
+    assert only[0] == "uid 1"
+    assert (only[1].live, only[1].live_bytes) == (1, PAGE)
+    assert (only[1].held, only[1].held_bytes) == (1, 4 * PAGE)
+
+
+def test_living_records_by_kind_and_session(ledger: Ledger) -> None:
+    page = f"{VM}/vcpus/0"
+    for name, kind in ((NAME, "ram"), (page, "vcpu_page"), ("other", "ram")):
+        ledger.create(name, kind, PAGE, "uid 1")  # type: ignore[arg-type]
+    ledger.attach(NAME, VM, 0, PAGE, 0, True)
+    of_session = ledger.created_after(0, session=VM)
+    assert [record.name for _, record in of_session] == [NAME, page]
+    assert [record.name for _, record in ledger.created_after(0, kinds=["vcpu_page"])] == [page]

@@ -242,3 +242,16 @@ def test_root_has_nowhere_to_transfer_from(root: Account) -> None:
 
 def test_defects_are_no_answers_to_clients() -> None:
     assert not issubclass(AccountingError, DataspaceError)
+
+
+def test_an_upgrade_is_admitted_before_it_is_made() -> None:
+    parent = Account("parent", 4 * PAGE, 4)
+    child = Account("child", 0, 0, parent)
+    child.admit_upgrade(ram=4 * PAGE, caps=4)
+    assert (child.limits, parent.used) == (Amount(0, 0), Amount(0, 0))
+    with pytest.raises(OutOfRam):
+        child.admit_upgrade(ram=5 * PAGE)
+    with pytest.raises(OutOfCaps):
+        child.admit_upgrade(caps=5)
+    with pytest.raises(AccountingError):
+        parent.admit_upgrade(caps=1)
