@@ -127,7 +127,7 @@ def test_a_stranger_learns_nothing_from_the_audit(core: RunningCore) -> None:
     stranger = OTHER_USER + 1
 
     def look_back(uid: int, other: int) -> dict[str, object]:
-        arguments = [core.socket, str(uid), str(other), victim.dataspace]
+        arguments = [str(core.socket), str(uid), str(other), victim.dataspace]
         completed = subprocess.run(
             [sys.executable, "-c", LOOK_BACK, *arguments],
             cwd=ROOT,

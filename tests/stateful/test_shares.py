@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -20,6 +22,7 @@ from hypothesis.stateful import (
     rule,
 )
 
+from core_service.audit import AuditLog
 from core_service.client import Client
 from core_service.core import Core
 from core_service.dataspaces import Dataspace
@@ -113,7 +116,8 @@ class SharesMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
-        self.core = Core(Settings(grace=3600))
+        self.directory = tempfile.TemporaryDirectory()
+        self.core: Core = self.do(self.begin)
         self.books: list[Book] = []
         self.offers: list[Offer] = []
         self.clients: list[Client] = []
@@ -122,6 +126,9 @@ class SharesMachine(RuleBasedStateMachine):
         self.pids = 1 << 23
         for user in range(len(USERS)):
             self.connect(user)
+
+    def begin(self) -> Core:
+        return Core(Settings(grace=3600), AuditLog.open(Path(self.directory.name)))
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self.loop.run_until_complete(asyncio.wait_for(work, 20))
@@ -413,6 +420,7 @@ class SharesMachine(RuleBasedStateMachine):
         for session in self.sessions:
             self.run(session.close("the test ends"))
         self.run(self.core.stop())
+        self.directory.cleanup()
         used = self.core.users.root.used
         self.loop.close()
         assert used == Amount(0, 0)
