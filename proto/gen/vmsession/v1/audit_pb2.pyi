@@ -363,7 +363,7 @@ class ListEventsRequest(_message.Message):
     SINCE_FIELD_NUMBER: _builtins.int
     UNTIL_FIELD_NUMBER: _builtins.int
     after_revision: _builtins.int
-    """Only later ones."""
+    """Only later ones; 0 starts with the oldest that is there."""
     page_size: _builtins.int
     """Entries at most; 0 means 100, the limit is 1000."""
     subject: _builtins.str
@@ -493,7 +493,7 @@ class GetTotalsRequest(_message.Message):
 
     GROUP_BY_FIELD_NUMBER: _builtins.int
     group_by: Global___Grouping.ValueType
-    """Sums of parts, besides the whole."""
+    """Sums of parts, besides the whole. A dataspace that is attached to several sessions counts for each."""
     def __init__(
         self,
         *,

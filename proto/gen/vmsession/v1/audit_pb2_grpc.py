@@ -106,7 +106,8 @@ class AuditServiceServicer:
 
     def Watch(self, request, context):
         """Sends events from a revision on, and goes on with new ones as they are recorded. A watcher that does not keep
-        up is told how far it fell behind and goes on from a snapshot. Errors: COMPACTED (start again with
+        up is told how far it fell behind and goes on from a snapshot. Errors: OUT_OF_CAPS (a client has four watches
+        at most), INVALID_ARGUMENT (a revision that is not there yet), COMPACTED (start again with
         revision 0, which begins with a snapshot).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

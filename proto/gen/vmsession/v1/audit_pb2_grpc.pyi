@@ -48,7 +48,8 @@ class AuditServiceStub:
     """Sums up what lives, what ever lived, and what core itself holds. Errors: INVALID_ARGUMENT (grouping)."""
     Watch: _grpc.UnaryStreamMultiCallable[_audit_pb2.WatchRequest, _audit_pb2.WatchResponse]
     """Sends events from a revision on, and goes on with new ones as they are recorded. A watcher that does not keep
-    up is told how far it fell behind and goes on from a snapshot. Errors: COMPACTED (start again with
+    up is told how far it fell behind and goes on from a snapshot. Errors: OUT_OF_CAPS (a client has four watches
+    at most), INVALID_ARGUMENT (a revision that is not there yet), COMPACTED (start again with
     revision 0, which begins with a snapshot).
     """
     Verify: _grpc.UnaryUnaryMultiCallable[_audit_pb2.VerifyRequest, _audit_pb2.VerifyResponse]
@@ -77,7 +78,8 @@ class AuditServiceAsyncStub(AuditServiceStub):
     """Sums up what lives, what ever lived, and what core itself holds. Errors: INVALID_ARGUMENT (grouping)."""
     Watch: _aio.UnaryStreamMultiCallable[_audit_pb2.WatchRequest, _audit_pb2.WatchResponse]  # type: ignore[assignment]
     """Sends events from a revision on, and goes on with new ones as they are recorded. A watcher that does not keep
-    up is told how far it fell behind and goes on from a snapshot. Errors: COMPACTED (start again with
+    up is told how far it fell behind and goes on from a snapshot. Errors: OUT_OF_CAPS (a client has four watches
+    at most), INVALID_ARGUMENT (a revision that is not there yet), COMPACTED (start again with
     revision 0, which begins with a snapshot).
     """
     Verify: _aio.UnaryUnaryMultiCallable[_audit_pb2.VerifyRequest, _audit_pb2.VerifyResponse]  # type: ignore[assignment]
@@ -133,7 +135,8 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_audit_pb2.WatchResponse], _abc.AsyncIterator[_audit_pb2.WatchResponse]]:
         """Sends events from a revision on, and goes on with new ones as they are recorded. A watcher that does not keep
-        up is told how far it fell behind and goes on from a snapshot. Errors: COMPACTED (start again with
+        up is told how far it fell behind and goes on from a snapshot. Errors: OUT_OF_CAPS (a client has four watches
+        at most), INVALID_ARGUMENT (a revision that is not there yet), COMPACTED (start again with
         revision 0, which begins with a snapshot).
         """
 
