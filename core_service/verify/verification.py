@@ -6,18 +6,15 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from core_service.audit import AuditError, Query, verify_chain
+from core_service.audit import AuditError
 from core_service.verify.accounts import check_accounts
+from core_service.verify.chain import check_chain
 from core_service.verify.engines import check_engines
 from core_service.verify.kernel import check_kernel
 from core_service.verify.ledger import check_ledger
 from core_service.verify.look import Finding, Look
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from core_service.audit import Checked
-    from core_service.audit.schema import Head
     from core_service.core import Core
 
 AGAIN: Final = 0.05  # seconds until the next look at what did not agree
@@ -88,7 +85,7 @@ class Verification:
             look.wrong("chain", "audit log", "cannot be written; its latest events wait")
         head = audit.head
         try:
-            checked = await asyncio.to_thread(_checked, audit.directory, after, head)
+            checked = await check_chain(audit.directory, after, head)
         except AuditError as error:
             look.wrong("chain", "audit log", f"cannot be read: {error.why}")
             return 0
@@ -97,14 +94,3 @@ class Verification:
         if not checked.discrepancies:
             self._checked = checked.head.revision
         return checked.events
-
-
-def _checked(directory: Path, after: int, head: Head) -> Checked:
-    """Check the log, again if retention removed a file meanwhile; all that is left of it where what
-    follows `after` was removed."""
-    log = Query(directory)
-    while True:
-        oldest = log.oldest_revision()
-        checked = verify_chain(directory, after if after + 1 >= oldest else 0, head)
-        if not checked.discrepancies or log.oldest_revision() == oldest:
-            return checked
