@@ -10,7 +10,8 @@ import select
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from time import monotonic
@@ -25,7 +26,6 @@ from tests.integration.lives.traces import holders_of_memory, look, shmem
 from tests.integration.running_core import ROOT, RunningCore, Stubs
 from tests.integration.waiting import eventually
 
-AT_ONCE: Final = 3
 ENGINE_KILLED_EVERY_SECONDS: Final = 0.5
 DIES_WITHIN_SECONDS: Final = 1.5
 
@@ -66,38 +66,39 @@ class Nursery:
 
 
 class Campaign:
-    """Fills `figures`. The log is in the directory `audit`, of which the caller disposes."""
+    """Fills `figures`. The log is in the directory `audit`, of which the caller
+    disposes; as many lives go on at once as there are `nurseries`."""
 
-    def __init__(self, seed: str, engine: str, audit: Path) -> None:
+    def __init__(self, seed: str, engine: str, audit: Path, nurseries: Sequence[Nursery]) -> None:
         self.figures = Figures(seed, engine)
         self._audit = audit
+        self._nurseries = nurseries
         self._chance = Random(seed)
         self._born = 0
 
-    def run(self, generations: int, lives: int) -> Figures:
+    def run(self, cores: int, lives: int) -> Figures:
         """So many cores, one after the other, each with so many lives; all but the last are killed in
         the midst of as many more. AssertionError for what is left."""
         began, before = monotonic(), shmem()
-        with ExitStack() as stack:
-            nurseries = [stack.enter_context(Nursery()) for _ in range(AT_ONCE)]
-            for number in range(generations):
-                self._generation(nurseries, lives // AT_ONCE, dies=number < generations - 1)
+        for number in range(cores):
+            self._generation(lives // len(self._nurseries), dies=number < cores - 1)
         self.figures.seconds = monotonic() - began
         self.figures.shmem_delta = shmem() - before
         self._check_log()
         return self.figures
 
-    def _generation(self, nurseries: list[Nursery], lives: int, dies: bool) -> None:
+    def _generation(self, lives: int, dies: bool) -> None:
         core = RunningCore("--audit-directory", str(self._audit))
         stubs = Stubs(core.socket)
         try:
             digits = core_digits(stubs)
             warm(stubs)
             before = look(core.process.pid, digits)
-            self._lives(core, nurseries, lives)
+            self._lives(core, stubs, lives)
             nothing_left(core, stubs, digits, before)
+            self._verify(stubs)
             if dies:
-                self._lives(core, nurseries, lives, dies=True)
+                self._lives(core, stubs, lives, dies=True)
                 self._kill(core)
                 eventually(
                     lambda: not holders_of_memory(digits),
@@ -114,23 +115,34 @@ class Campaign:
         self.figures.cores += 1
 
     def _lives(
-        self, core: RunningCore, nurseries: list[Nursery], lives: int, dies: bool = False
+        self,
+        core: RunningCore,
+        stubs: Stubs,
+        lives: int,
+        dies: bool = False,
     ) -> None:
         """Some in each nursery, while engines are killed, and core in the end if it `dies`."""
-        for nursery in nurseries:
+        for nursery in self._nurseries:
             nursery.begin(
                 str(core.socket), self.figures.engine, self.figures.seed, self._born, lives
             )
             self._born += lives
         death = monotonic() + self._chance.uniform(0, DIES_WITHIN_SECONDS) if dies else math.inf
-        for nursery in nurseries:
+        for nursery in self._nurseries:
             while not nursery.done(self._chance.uniform(0, ENGINE_KILLED_EVERY_SECONDS)):
                 if monotonic() > death:
                     self._kill(core)
                 else:
                     self._kill_an_engine(core)
+                    self._verify(stubs)
             self.figures.lives.add(nursery.tally())
         assert not self.figures.lives.defects, "\n".join(self.figures.lives.defects)
+
+    def _verify(self, stubs: Stubs) -> None:
+        """Core's books agree with engines and kernel at any moment, not in the end only."""
+        found = stubs.verify().discrepancies
+        assert not found, found
+        self.figures.verified += 1
 
     def _kill(self, core: RunningCore) -> None:
         if core.process.poll() is None:

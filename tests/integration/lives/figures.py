@@ -20,6 +20,7 @@ class Figures:
     cores: int = 0
     cores_killed: int = 0
     engines_killed: int = 0
+    verified: int = 0
     events: int = 0
     dataspaces: int = 0
     shmem_delta: int = 0
@@ -41,6 +42,7 @@ class Figures:
         yield "cores", self.cores
         yield "  killed", self.cores_killed
         yield "engines killed", self.engines_killed
+        yield "verifications", self.verified
         yield "dataspaces", self.dataspaces
         yield "events in the log", self.events
         yield "deeds", sum(self.lives.deeds.values())
