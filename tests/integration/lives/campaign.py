@@ -66,8 +66,8 @@ class Nursery:
 
 
 class Campaign:
-    """Fills `figures`. The log is in the directory `audit`, of which the caller
-    disposes; as many lives go on at once as there are `nurseries`."""
+    """Fills `figures`. The log is in the directory `audit`, of which the caller disposes; as many lives
+    go on at once as there are `nurseries`."""
 
     def __init__(self, seed: str, engine: str, audit: Path, nurseries: Sequence[Nursery]) -> None:
         self.figures = Figures(seed, engine)
@@ -145,10 +145,19 @@ class Campaign:
         self.figures.verified += 1
 
     def _kill(self, core: RunningCore) -> None:
-        if core.process.poll() is None:
-            core.kill()
-            core.socket.unlink()  # so that nurseries know
-            self.figures.cores_killed += 1
+        """Its engines end with it, although nobody tells them."""
+        if core.process.poll() is not None:
+            return
+        engines = []
+        for pid in core.engine_pids():
+            with suppress(ProcessLookupError):
+                engines.append(os.pidfd_open(pid))
+        core.kill()
+        core.socket.unlink()  # so that nurseries know
+        self.figures.cores_killed += 1
+        for handle in engines:
+            assert select.select([handle], [], [], LEFT_SECONDS)[0], "an engine outlived core"
+            os.close(handle)
 
     def _kill_an_engine(self, core: RunningCore) -> None:
         """One that is reaped at this very moment is none of core's children any more."""
