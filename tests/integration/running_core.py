@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -92,11 +93,12 @@ class RunningCore:
     def engine_pids(self) -> list[int]:
         """The engine processes that core has as children."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        return [
-            int(pid)
-            for pid in children.split()
-            if b"vmsession-" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        ]
+        engines = []
+        for pid in children.split():
+            with suppress(OSError):  # it ended, and core reaped it, in this moment
+                if b"vmsession-" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    engines.append(int(pid))
+        return engines
 
 
 class Stubs:
