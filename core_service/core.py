@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -95,12 +96,16 @@ class Core:
     def must_record(self, client: Client) -> None:
         """Before a client makes anything. Raises AuditFailure if it could not be recorded."""
         self.audit.require()
-        self._client_admitted(client)
+        self._put_on_record(client)
 
     def _client_admitted(self, client: Client) -> None:
         """One that comes while the log cannot be written may look and free, and is on record with the
         first thing that it makes."""
-        if self.audit.healthy and not client.on_record:
+        with suppress(AuditFailure):
+            self._put_on_record(client)
+
+    def _put_on_record(self, client: Client) -> None:
+        if not client.on_record:
             who = holder(client)
             self.ledger.note(
                 EventKind.OPENED,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import fcntl
 import os
@@ -30,7 +31,7 @@ from vmsession.v1 import (
     vm_session_pb2_grpc,
 )
 
-from core_service.audit import AuditLog
+from core_service.audit import AuditFailure, AuditLog
 from core_service.census import Census, take_census
 from core_service.core import Core
 from core_service.fd_channel import FdChannels
@@ -108,8 +109,13 @@ class Service:
             self._settings.audit_file_events,
             self._settings.audit_keep_files,
         )
-        core = Core(self._settings, audit)
-        await core.begin()
+        try:
+            core = Core(self._settings, audit)
+            await core.begin()
+        except BaseException:
+            with suppress(AuditFailure):  # which is why it does not begin
+                await asyncio.to_thread(audit.close)
+            raise
         return core
 
     def _make_inner(self) -> Path:

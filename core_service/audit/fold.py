@@ -28,8 +28,8 @@ _ENDS: Final = {
     EventKind.STOPPED,
     EventKind.REVOKED,
 }
-ENDINGS: Final = frozenset({*_ENDS, EventKind.DETACHED, EventKind.HELD})
-"""What takes away: their number is bounded by what lives."""
+ENDINGS: Final = frozenset({*_ENDS, EventKind.DETACHED, EventKind.HELD, EventKind.SEALED})
+"""What takes away, and cannot be undone: their number is bounded by what lives."""
 
 _NO_MEMORY: Final = {
     EventKind.OPENED,

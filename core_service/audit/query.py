@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from core_service.audit import schema
 from core_service.audit.chain import Row, event_of
 from core_service.audit.errors import AuditError
 from core_service.audit.fold import MEMORY, Life, Sum
 from dataspace.record import Event
+
+Answer = TypeVar("Answer")
 
 _EVENT_COLUMNS: Final = ", ".join(f"events.{column}" for column in Row._fields)
 
@@ -63,26 +65,13 @@ class Query:
 
     def last_revision(self) -> int:
         """The last event that is on disk, 0 where there is none. Raises AuditError."""
-        for path in reversed(schema.files_of(self._directory)):
-            with _reading(path) as connection:
-                return schema.head(connection).revision
-        return 0
+        return self._of_files(_last_of)
 
     def events(
         self, after: int = 0, limit: int = 100, only: EventFilter | None = None
     ) -> list[Recorded]:
         """Up to `limit` events later than `after`, oldest first. Raises AuditError."""
-        only = only or EventFilter()
-        found: list[Recorded] = []
-        files = schema.files_of(self._directory)
-        for path, following in zip_longest(files, files[1:]):
-            if following and schema.first_of(following) <= after + 1:
-                continue
-            with _reading(path) as connection:
-                found += _events(connection, after, limit - len(found), only)
-            if len(found) >= limit:
-                break
-        return found
+        return self._of_files(lambda files: _events_of(files, after, limit, only or EventFilter()))
 
     def history(self, name: str, limit: int = 1000) -> list[Recorded]:
         """The events of one object, oldest first. Raises AuditError."""
@@ -93,30 +82,21 @@ class Query:
     ) -> list[Life]:
         """Up to `limit` objects that began later than event `after`, oldest first, each as it is now, or
         was at its end. Raises AuditError."""
-        only = only or RecordFilter()
-        files = schema.files_of(self._directory)
-        if only.alive_only:
-            files = files[-1:]
-        elif only.at is not None:
-            files = _since_moment(files, only.at)
-        found: list[Life] = []
-        for path, following in zip_longest(files, files[1:]):
-            with _reading(path) as connection:
-                found = [_latest(connection, life) for life in found]
-                if len(found) < limit:
-                    found += _lives(connection, after, limit - len(found), only)
-            if only.at is not None:
-                limit = 0  # what began in later files did not live then
-            elif following:
-                after = max(after, schema.first_of(following) - 1)
-        return found
+        return self._of_files(lambda files: _lives_of(files, after, limit, only or RecordFilter()))
 
     def totals(self) -> list[Sum]:
         """How many objects of each kind each user ever had, since the log began. Raises AuditError."""
-        for path in reversed(schema.files_of(self._directory)):
-            with _reading(path) as connection:
-                return list(schema.sums(connection))
-        return []
+        return self._of_files(_sums_of)
+
+    def _of_files(self, ask: Callable[[list[Path]], Answer]) -> Answer:
+        """Ask the files that there are; again if retention removed one before it was read."""
+        while True:
+            files = schema.files_of(self._directory)
+            try:
+                return ask(files)
+            except AuditError as error:
+                if error.path.exists():
+                    raise
 
 
 @contextmanager
@@ -126,6 +106,50 @@ def _reading(path: Path) -> Iterator[sqlite3.Connection]:
             yield connection
     except sqlite3.Error as error:
         raise AuditError(path, str(error)) from error
+
+
+def _last_of(files: list[Path]) -> int:
+    for path in files[-1:]:
+        with _reading(path) as connection:
+            return schema.head(connection).revision
+    return 0
+
+
+def _sums_of(files: list[Path]) -> list[Sum]:
+    for path in files[-1:]:
+        with _reading(path) as connection:
+            return list(schema.sums(connection))
+    return []
+
+
+def _events_of(files: list[Path], after: int, limit: int, only: EventFilter) -> list[Recorded]:
+    found: list[Recorded] = []
+    for path, following in zip_longest(files, files[1:]):
+        if following and schema.first_of(following) <= after + 1:
+            continue
+        with _reading(path) as connection:
+            found += _events(connection, after, limit - len(found), only)
+        if len(found) >= limit:
+            break
+    return found
+
+
+def _lives_of(files: list[Path], after: int, limit: int, only: RecordFilter) -> list[Life]:
+    if only.alive_only:
+        files = files[-1:]
+    elif only.at is not None:
+        files = _since_moment(files, only.at)
+    found: list[Life] = []
+    for path, following in zip_longest(files, files[1:]):
+        with _reading(path) as connection:
+            found = [_latest(connection, life) for life in found]
+            if len(found) < limit:
+                found += _lives(connection, after, limit - len(found), only)
+        if only.at is not None:
+            limit = 0  # what began in later files did not live then
+        elif following:
+            after = max(after, schema.first_of(following) - 1)
+    return found
 
 
 def _events(

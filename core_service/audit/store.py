@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+import stat
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import pairwise
@@ -30,10 +31,12 @@ _TAIL: Final = 1000
 
 def lock(directory: Path) -> int:
     """Make the directory if it is not there, and lock it against a second writer; the fd returned holds
-    the lock. Raises AuditError."""
+    the lock. Raises AuditError, also for a directory into which others could put files of theirs."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        _must_be_private(directory)
+        fd = os.open(directory / "lock", flags, 0o600)
     except OSError as error:
         raise AuditError(directory, error.strerror or str(error)) from error
     try:
@@ -42,6 +45,15 @@ def lock(directory: Path) -> int:
         os.close(fd)
         raise AuditError(directory, "another core writes here") from error
     return fd
+
+
+def _must_be_private(directory: Path) -> None:
+    status = directory.stat()
+    if status.st_uid != os.geteuid():
+        raise AuditError(directory, f"belongs to user {status.st_uid}, not to {os.geteuid()}")
+    if mode := status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        why = f"others may write to it: its mode is {stat.S_IMODE(status.st_mode):04o}"
+        raise AuditError(directory, f"{why}, of which {mode:04o} must not be")
 
 
 class Store:

@@ -29,8 +29,8 @@ _GROUP: Final = 1024
 """Events in one transaction at most."""
 _RETRY: Final = 0.25
 """Seconds until a store that could not be written is tried again."""
-
-_FAILURES: Final = (sqlite3.Error, OSError, AuditError)
+_EXPECTED: Final = (sqlite3.Error, OSError, AuditError)
+"""How a store fails. Anything else is a defect."""
 
 
 class Committed(NamedTuple):
@@ -179,8 +179,8 @@ class AuditLog:
         while self._wait():
             try:
                 self._record()
-            except _FAILURES as error:
-                self._fail(_told(error))
+            except Exception as error:  # whatever it is: callers wait for this thread
+                self._fail(error)
                 if self._closing:
                     break
         if self._store is not None:
@@ -198,6 +198,7 @@ class AuditLog:
         committed: list[Committed] = []
         if self._store is None:
             self._store = self._open_store()
+            self._must_have_all(self._store.head)
             # a commit that failed may have come to disk all the same
             for row, digest, uids in self._store.later_than(self._head.revision):
                 committed.append(Committed(event_of(row), digest, uids))
@@ -214,6 +215,12 @@ class AuditLog:
             log.info("audit log can be written again", directory=str(self._directory))
         self._call(self._settle, committed)
 
+    def _must_have_all(self, there: Head) -> None:
+        """What was recorded must not have gone while the store could not be written."""
+        if there.revision < self._head.revision:
+            why = f"ends with event {there.revision}; {self._head.revision} were recorded"
+            raise AuditError(self._directory, why)
+
     def _next_group(self, recorded: int) -> list[Event]:
         """Forget what is on disk, and look at what comes next."""
         with self._changed:
@@ -221,12 +228,18 @@ class AuditLog:
                 self._queue.popleft()
             return list(islice(self._queue, _GROUP))
 
-    def _fail(self, why: str) -> None:
+    def _fail(self, error: Exception) -> None:
         if self._store is not None:
             self._store.close()
             self._store = None
+        why = _told(error)
         if self._why is None:
-            log.error("audit log cannot be written", directory=str(self._directory), why=why)
+            log.error(
+                "audit log cannot be written",
+                directory=str(self._directory),
+                why=why,
+                exc_info=None if isinstance(error, _EXPECTED) else error,
+            )
         self._why = why
         self._call(self._refuse, why)
 
@@ -260,4 +273,4 @@ def _told(error: Exception) -> str:
         return error.why
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    return str(error)
+    return str(error) or type(error).__name__

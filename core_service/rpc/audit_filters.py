@@ -56,13 +56,13 @@ def record_filter(client: Client, request: pb.ListRecordsRequest) -> RecordFilte
 
 def event_filter(client: Client, request: pb.ListEventsRequest) -> EventFilter:
     """For ListEvents. Raises Refusal INVALID_ARGUMENT, NothingToSee."""
-    for kind in request.kinds:
-        if kind not in set(EventKind):
-            raise invalid("kinds", kind, f"one of {', '.join(EventKind)}")
+    kinds = set(request.kinds)
+    for kind in kinds - set(EventKind):
+        raise invalid("kinds", kind, f"one of {', '.join(EventKind)}")
     return EventFilter(
         subject=request.subject,
         uid=uid_seen(client, request.uid if request.HasField("uid") else None),
-        kinds=tuple(set(request.kinds)),
+        kinds=tuple(kinds),
         since=moment("since", request.since) if request.HasField("since") else None,
         until=moment("until", request.until) if request.HasField("until") else None,
     )

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from core_service.audit import AuditError, AuditFailure, Query
+from core_service.audit import AuditError, AuditFailure, Query, Recorded
+from core_service.audit.query import EventFilter
 from core_service.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -30,9 +31,13 @@ class AuditQueries:
         self, ask: Callable[P, Answer], *arguments: P.args, **named: P.kwargs
     ) -> Answer:
         """Ask when everything so far is on disk, or cannot be. Raises Refusal AUDIT_FAILURE."""
+        await self.settled()
+        return await self.now(ask, *arguments, **named)
+
+    async def settled(self) -> None:
+        """Return when everything so far is on disk, or cannot be."""
         with suppress(AuditFailure):
             await self._core.everything_recorded()
-        return await self.now(ask, *arguments, **named)
 
     async def now(self, ask: Callable[P, Answer], *arguments: P.args, **named: P.kwargs) -> Answer:
         """Ask for what is on disk. Raises Refusal AUDIT_FAILURE."""
@@ -43,6 +48,14 @@ class AuditQueries:
                 raise Refusal(
                     "AUDIT_FAILURE", f"the audit log cannot be read: {error.why}", why=error.why
                 ) from error
+
+    async def events(self, after: int, limit: int, only: EventFilter) -> list[Recorded]:
+        """What is on disk of the events later than `after`: of all of them, so it is asked afterwards
+        whether retention took any away meanwhile. Raises Refusal COMPACTED, AUDIT_FAILURE."""
+        found = await self.now(self.query.events, after, limit, only)
+        if after:
+            await self.must_have(after)
+        return found
 
     async def must_have(self, after: int) -> None:
         """Raises Refusal COMPACTED where retention removed what follows an event."""

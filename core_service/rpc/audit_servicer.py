@@ -111,13 +111,12 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         count = page_size(request.page_size)
         after = revision("after_revision", request.after_revision)
         log = AuditQueries(self._core, client)
-        if after:
-            await log.must_have(after)
         try:
             only = event_filter(client, request)
         except NothingToSee:
             return pb.ListEventsResponse()
-        found = await log.latest(log.query.events, after, count + 1, only)
+        await log.settled()
+        found = await log.events(after, count + 1, only)
         return pb.ListEventsResponse(
             events=[convert.event(*recorded) for recorded in found[:count]],
             next_after_revision=found[count - 1].event.revision if len(found) > count else 0,

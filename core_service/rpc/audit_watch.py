@@ -86,7 +86,7 @@ class Watcher:
         """The next events that are not new any more."""
         last = self._core.news.last
         only = EventFilter(uid=self._uid)
-        found = await self._log.now(self._log.query.events, self._at, PART, only)
+        found = await self._log.events(self._at, PART, only)
         latest = found[-1].event.revision if found else 0
         self._at = latest if len(found) == PART else max(latest, last)
         return (pb.WatchResponse(event=convert.event(*recorded)) for recorded in found)

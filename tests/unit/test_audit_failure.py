@@ -6,9 +6,10 @@ import asyncio
 import random
 import resource
 import signal
+import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 
 from core_service.audit import AuditFailure, AuditLog, Query, schema, verify_chain
 from core_service.audit.schema import Head
+from core_service.audit.store import Store
 from dataspace.record import EventKind
 from tests.unit.audit_events import Script, created
 
@@ -97,7 +99,7 @@ class FileLimit(Disk):
 @contextmanager
 def small_disk(directory: Path) -> Iterator[Disk]:
     """Mount it for a while."""
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(directory)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", str(directory)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting a tmpfs needs CAP_SYS_ADMIN")
     try:
@@ -180,3 +182,48 @@ async def test_a_log_that_cannot_be_written_is_closed_all_the_same(disk: Disk) -
     disk.make_room()
     with closing(AuditLog.open(disk.directory)) as again:
         assert again.last_revision == log.last_revision - 1
+
+
+async def test_a_defect_of_the_writer_is_told_and_not_the_end_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = Script()
+    with closing(AuditLog.open(tmp_path)) as log:
+        with monkeypatch.context() as broken:
+            broken.setattr(Store, "append", raising(OverflowError("too large")))
+            log.append(script(EventKind.CREATED, "dataspaces/1", created()))
+            with pytest.raises(AuditFailure, match="too large"):
+                await asyncio.wait_for(log.recorded(1), 5)
+        done = asyncio.Event()
+        log.subscribe(lambda _events: done.set())
+        await asyncio.wait_for(done.wait(), 5)
+        assert log.healthy
+    assert verify_chain(tmp_path) == (1, log.head, [])
+
+
+async def test_a_log_that_was_removed_meanwhile_is_not_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = Script()
+    log = AuditLog.open(tmp_path)
+    log.append(script(EventKind.CREATED, "dataspaces/1", created()))
+    await log.recorded(1)
+    with monkeypatch.context() as broken:
+        broken.setattr(Store, "append", raising(sqlite3.OperationalError("disk I/O error")))
+        log.append(script(EventKind.FREED, "dataspaces/1"))
+        with pytest.raises(AuditFailure):
+            await log.recorded(2)
+        for path in schema.files_of(tmp_path):
+            path.unlink()
+    with pytest.raises(AuditFailure, match="ends with event 0; 1 were recorded"):
+        log.close()
+    assert Query(tmp_path).events() == []
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    """What fails with an error, whatever it is called with."""
+
+    def fail(*_arguments: object) -> None:
+        raise error
+
+    return fail

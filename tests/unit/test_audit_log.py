@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -109,6 +110,31 @@ async def test_a_vcpu_and_its_page_are_two_objects_of_one_name(directory: Path) 
 def test_there_is_one_writer(audit: AuditLog, directory: Path) -> None:
     with pytest.raises(AuditError, match=f"{directory}: another core writes here"):
         AuditLog.open(directory)
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o1777])
+def test_a_directory_that_others_may_write_is_none(directory: Path, mode: int) -> None:
+    directory.mkdir()
+    directory.chmod(mode)
+    with pytest.raises(AuditError, match=f"others may write to it: its mode is {mode:04o}"):
+        AuditLog.open(directory)
+    assert list(directory.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_a_directory_of_another_user_is_none(directory: Path) -> None:
+    directory.mkdir(0o700)
+    os.chown(directory, 1000, 1000)
+    with pytest.raises(AuditError, match="belongs to user 1000, not to 0"):
+        AuditLog.open(directory)
+
+
+def test_the_lock_is_no_link(directory: Path, tmp_path: Path) -> None:
+    directory.mkdir(0o700)
+    (directory / "lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(AuditError):
+        AuditLog.open(directory)
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_the_lock_goes_with_the_log(directory: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from core_service.audit import AuditError, Query
+from core_service.audit import AuditError, Query, schema
 from core_service.audit.chain import row_of
 from core_service.audit.query import EventFilter, RecordFilter
 from core_service.audit.schema import files_of
@@ -181,6 +181,19 @@ def test_retention_keeps_what_lives(tmp_path: Path) -> None:
     assert [event.revision for event, _ in query.events()] == [7, 8, 9, 10, 11, 12]
     assert [life.name[-1] for life in query.records()] == ["1", "3", "4"]
     assert [event.kind.value for event, _ in query.history("dataspaces/1")] == ["held", "released"]
+
+
+@pytest.mark.parametrize("ask", ["events", "records", "totals"])
+def test_a_file_that_goes_before_it_is_read_has_gone_before(
+    tmp_path: Path, ask: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query = fill(tmp_path)
+    first, *kept = files_of(tmp_path)
+    answers = iter([[first], kept])
+    first.unlink()
+    expected = getattr(query, ask)()
+    monkeypatch.setattr(schema, "files_of", lambda _directory: next(answers))
+    assert getattr(query, ask)() == expected
 
 
 def test_a_directory_without_a_log_has_nothing(tmp_path: Path) -> None:

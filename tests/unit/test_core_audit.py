@@ -1,0 +1,98 @@
+"""Core while its audit log fails: nothing is done that will not be on record."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from core_service.audit import AuditFailure, AuditLog, Query
+from core_service.core import Core
+from core_service.service import Service
+from core_service.settings import Settings
+from dataspace.memory import Memory
+from dataspace.record import EventKind
+from tests.unit.core_in_process import InProcess, behaviours, in_process, open_fds
+
+Fail = Callable[[], None]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(directory=tmp_path / "run", audit_directory=tmp_path / "audit")
+
+
+@pytest.fixture
+async def world(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, settings: Settings
+) -> AsyncIterator[InProcess]:
+    """A core of which nothing must be left."""
+    running = in_process(monkeypatch, behaviours(tmp_path, "good"), settings)
+    yield running
+    await running.must_be_empty()
+
+
+@pytest.fixture
+def fails(monkeypatch: pytest.MonkeyPatch) -> Fail:
+    """Make the log refuse what is made, from now on."""
+
+    def refuse(_log: AuditLog) -> None:
+        raise AuditFailure("disk I/O error")
+
+    return lambda: monkeypatch.setattr(AuditLog, "require", refuse)
+
+
+async def test_what_is_sealed_is_on_record_though_the_log_fails_meanwhile(
+    world: InProcess, fails: Fail, monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    client = world.client()
+    dataspace = world.dataspace(client)
+    seal = Memory.seal
+
+    def seal_then_fail(memory: Memory) -> None:
+        seal(memory)
+        fails()
+
+    monkeypatch.setattr(Memory, "seal", seal_then_fail)
+    await world.core.dataspaces.seal(client, dataspace.name)
+    monkeypatch.undo()
+    await world.core.everything_recorded()
+    last = Query(settings.audit_directory).history(dataspace.name)[-1].event
+    assert last.kind is EventKind.SEALED
+
+
+async def test_a_client_is_let_in_though_the_log_fails_at_that_moment(
+    world: InProcess, fails: Fail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails()
+    client = world.client()
+    assert not client.on_record
+    with pytest.raises(AuditFailure):
+        world.core.must_record(client)
+    monkeypatch.undo()
+    world.core.must_record(client)
+    assert client.on_record
+
+
+@pytest.mark.parametrize("method", ["__init__", "begin"])
+async def test_a_core_that_cannot_begin_leaves_no_thread(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    def fail(*_arguments: object) -> None:
+        raise AuditFailure("disk I/O error")
+
+    monkeypatch.setattr(Core, method, fail)
+    before, threads = open_fds(), writers()
+    service = Service(settings)
+    with pytest.raises(AuditFailure):
+        await service.start()
+    await service.stop()
+    assert writers() == threads
+    assert open_fds() == before
+
+
+def writers() -> int:
+    """Threads that write a log."""
+    return sum(thread.name == "audit writer" for thread in threading.enumerate())
