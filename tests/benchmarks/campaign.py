@@ -10,7 +10,17 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
 
-from tests.benchmarks import handover, opening, port_exit, rpc, speed, state, stream, throughput
+from tests.benchmarks import (
+    attaching,
+    handover,
+    opening,
+    port_exit,
+    rpc,
+    speed,
+    state,
+    stream,
+    throughput,
+)
 from tests.benchmarks.report import print_table, write_json
 from tests.benchmarks.result import Result
 from tests.benchmarks.rounds import QUICK, THOROUGH
@@ -30,6 +40,9 @@ BENCHMARKS: Final = (
     speed.SOFT,
     throughput.KVM,
     throughput.SOFT,
+    attaching.BARE,
+    attaching.KVM,
+    attaching.SOFT,
 )
 
 

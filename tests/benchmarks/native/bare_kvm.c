@@ -8,6 +8,7 @@
  *   exits COUNT   one exit, with the general registers in the run page as the engine has them (SYNC_REGS)
  *   plain COUNT   one exit, without them
  *   open SIZE     from nothing to the first exit, with SIZE bytes of memory
+ *   map COUNT     one page of a memfd mapped and put into a slot, with COUNT slots there; then out again
  */
 #include <err.h>
 #include <fcntl.h>
@@ -26,6 +27,9 @@
 #define TABLES 0x9000u
 #define CODE 0x10000u
 #define PORT 0xe9u
+#define PAGE 0x1000u
+#define SLOTS_AT 0x100000000ull
+#define MAPS_TIMED 100u
 #define COMMAND_LIMIT_SECONDS 60
 
 static const uint8_t guest[] = {0xe6, PORT, 0xeb, 0xfc}; /* loop: out PORT, al; jmp loop */
@@ -131,6 +135,36 @@ static uint64_t open_to_first_exit(size_t size)
 	return took;
 }
 
+static void set_slot(int vm, uint32_t slot, void *page)
+{
+	struct kvm_userspace_memory_region region = {.slot = slot,
+						     .guest_phys_addr = SLOTS_AT + slot * 2ull * PAGE,
+						     .memory_size = page ? PAGE : 0,
+						     .userspace_addr = (uintptr_t)page};
+	must(ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region), "KVM_SET_USER_MEMORY_REGION");
+}
+
+/* What attaching and detaching must at least do, and nothing else. */
+static uint64_t map_and_unmap(uint32_t count)
+{
+	struct machine machine = machine_open(MEMORY_BYTES);
+	int fd = must(memfd_create("bench", MFD_CLOEXEC), "memfd_create");
+	must(ftruncate(fd, PAGE), "ftruncate");
+	for (uint32_t slot = 1; slot <= count; slot++)
+		set_slot(machine.vm, slot, map(PAGE, MAP_SHARED, fd));
+	uint64_t start = page_now_ns();
+	for (uint32_t i = 0; i < MAPS_TIMED; i++) {
+		void *page = map(PAGE, MAP_SHARED, fd);
+		set_slot(machine.vm, count + 1, page);
+		set_slot(machine.vm, count + 1, NULL);
+		munmap(page, PAGE);
+	}
+	uint64_t took = (page_now_ns() - start) / MAPS_TIMED;
+	close(fd);
+	machine_close(&machine);
+	return took;
+}
+
 int main(void)
 {
 	struct machine machine = machine_open(MEMORY_BYTES);
@@ -145,6 +179,8 @@ int main(void)
 			answer = exits(&machine, number, 0);
 		else if (!strcmp(command, "open"))
 			answer = open_to_first_exit(number);
+		else if (!strcmp(command, "map"))
+			answer = map_and_unmap((uint32_t)number);
 		else
 			errx(2, "no command %s", command);
 		printf("%" PRIu64 "\n", answer);
