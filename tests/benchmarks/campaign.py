@@ -15,6 +15,8 @@ from tests.benchmarks import (
     handover,
     opening,
     port_exit,
+    reclaiming,
+    recording,
     rpc,
     speed,
     state,
@@ -43,6 +45,9 @@ BENCHMARKS: Final = (
     attaching.BARE,
     attaching.KVM,
     attaching.SOFT,
+    recording.RECORDING,
+    reclaiming.KVM,
+    reclaiming.SOFT,
 )
 
 
