@@ -196,6 +196,7 @@ def serving() -> Iterator[tuple[Connection, Stubs]]:
         with connect(str(core.socket)) as connection:
             yield connection, stubs
         core.stop()
+        assert "Traceback" not in core.log(), core.log()
     finally:
         stubs.close()
         core.close()
