@@ -52,6 +52,7 @@ class Life:
         self._mappings = 0
         self._hand_outs = 0
         self._read_only = kind == "rom"
+        self._told: Record | None = None
 
     def after(self, event: EventKind) -> State:
         """Return the state that `event` leads to; raises InvalidTransition where it cannot be."""
@@ -87,11 +88,13 @@ class Life:
 
     def attach(self, session: str, attachment: Attachment) -> None:
         """Note a new mapping."""
+        self._told = None
         self._sessions.setdefault(session, Attachments()).insert(attachment)
         self._mappings += 1
 
     def detach(self, session: str, gpa: int, size: int) -> None:
         """Note that a mapping, or a part of it, is gone."""
+        self._told = None
         own = self._sessions[session]
         own.cut(gpa, size)
         if not own:
@@ -99,6 +102,7 @@ class Life:
 
     def hand_out(self) -> None:
         """Note that somebody was given a file descriptor."""
+        self._told = None
         self._hand_outs += 1
 
     def seal(self) -> None:
@@ -107,6 +111,7 @@ class Life:
 
     def enter(self, state: State, stamp: Stamp, cause: str) -> None:
         """Go to HELD or FREED; the cause that counts is why its owner freed it."""
+        self._told = None
         if self.state is State.ALIVE:
             self._cause = cause
         if state is State.HELD:
@@ -116,7 +121,15 @@ class Life:
         self.state = state
 
     def record(self, holders: int) -> Record:
-        """Return what is known now; how many hold the memory is for the ledger to say."""
+        """Return what is known now; how many hold the memory is for the ledger to say.
+
+        What did not change since it was told last costs nothing.
+        """
+        if self._told is None or self._told.holders != holders:
+            self._told = self._record(holders)
+        return self._told
+
+    def _record(self, holders: int) -> Record:
         return Record(
             name=self.name,
             kind=self.kind,

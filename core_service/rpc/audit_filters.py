@@ -56,6 +56,8 @@ def record_filter(client: Client, request: pb.ListRecordsRequest) -> RecordFilte
 
 def event_filter(client: Client, request: pb.ListEventsRequest) -> EventFilter:
     """For ListEvents. Raises Refusal INVALID_ARGUMENT, NothingToSee."""
+    if len(request.kinds) > len(EventKind):
+        raise invalid("kinds", f"{len(request.kinds)} kinds", f"at most {len(EventKind)}")
     kinds = set(request.kinds)
     for kind in kinds - set(EventKind):
         raise invalid("kinds", kind, f"one of {', '.join(EventKind)}")

@@ -192,6 +192,7 @@ def watch(stubs: Stubs, after: int = 0) -> Iterator[audit_pb2.WatchResponse]:
     "ask",
     [
         list_events(kinds=["freed", "stolen"]),
+        list_events(kinds=["freed"] * 100),
         list_events(after_revision=1 << 63),
         list_events(page_size=1001),
         list_events(since={"seconds": 1 << 62}),

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from core_service.audit import AuditFailure, AuditLog, Query
+from core_service.audit import AuditFailure, AuditLog, Query, Recorded
+from core_service.audit.query import EventFilter
 from core_service.core import Core
+from core_service.dataspaces import Dataspace
+from core_service.refusal import Refusal
+from core_service.rpc.audit_log import AuditQueries
+from core_service.rpc.audit_watch import Watcher
 from core_service.service import Service
 from core_service.settings import Settings
 from dataspace.memory import Memory
@@ -74,6 +82,46 @@ async def test_a_client_is_let_in_though_the_log_fails_at_that_moment(
     monkeypatch.undo()
     world.core.must_record(client)
     assert client.on_record
+
+
+async def test_a_snapshot_is_made_in_turns_and_is_of_one_revision(world: InProcess) -> None:
+    client, core = world.client(), world.core
+    made = [world.dataspace(client) for _ in range(300)]
+    added: list[Dataspace] = []
+
+    def change() -> None:
+        core.dataspaces.dispose(client.dataspaces.pop(made[0].name), "freed by its owner")
+        added.append(world.dataspace(client))
+
+    async with aclosing(Watcher(core, client, 0).messages()) as messages:
+        asyncio.get_running_loop().call_soon(change)
+        snapshot = (await anext(messages)).snapshot
+    assert snapshot.revision == core.ledger.revision
+    assert [record.name for record in snapshot.records] == [
+        each.name for each in (*made[1:], *added)
+    ]
+
+
+async def test_events_that_retention_takes_from_under_a_query_are_missed_by_nobody(
+    world: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = world.client()
+    for _ in range(5):
+        world.dataspace(client)
+    log = AuditQueries(world.core, client)
+    await log.settled()
+    events = Query.events
+
+    def events_then_none(query: Query, *arguments: Any) -> list[Recorded]:
+        monkeypatch.setattr(Query, "oldest_revision", lambda _query: 5)
+        return events(query, *arguments)[4:]
+
+    monkeypatch.setattr(Query, "events", events_then_none)
+    assert await log.events(4, 10, EventFilter()) == []
+    with pytest.raises(Refusal) as refused:
+        await log.events(3, 10, EventFilter())
+    assert refused.value.reason == "COMPACTED"
+    assert refused.value.numbers == {"asked": 4, "oldest": 5}
 
 
 @pytest.mark.parametrize("method", ["__init__", "begin"])
