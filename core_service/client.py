@@ -45,6 +45,7 @@ class Client:
         self.reclaimed = False
         self.transfers = asyncio.Semaphore(TRANSFERS_AT_ONCE)
         self.queries = asyncio.Semaphore(QUERIES_AT_ONCE)
+        self.copying = asyncio.Lock()
         self.watches = 0
         self._grace = grace
         self._ended = ended

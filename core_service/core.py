@@ -219,9 +219,7 @@ class Core:
         name, _, rights = request.partition(" ")
         if rights not in {"", "read-only"}:
             raise invalid("rights", rights, "nothing, or read-only")
-        dataspace = (
-            self._page(client, name) if "/vcpus/" in name else self.dataspaces.of(client, name)
-        )
+        dataspace = self._collectable(client, name)
         writable = dataspace.memory.writable and not rights
         self.must_record(client)
         fd = dataspace.memory.hand_out(writable)
@@ -231,6 +229,17 @@ class Core:
             os.close(fd)
             raise
         return fd
+
+    async def may_leave(self, client: Client, request: str) -> None:
+        """Before the fd that `hand_out` opened leaves core: wait until that is on record.
+
+        Raises Refusal: AUDIT_FAILURE, or what `hand_out` does if it was freed or taken back meanwhile.
+        """
+        await self.everything_recorded()
+        self._collectable(client, request.partition(" ")[0])
+
+    def _collectable(self, client: Client, name: str) -> Dataspace:
+        return self._page(client, name) if "/vcpus/" in name else self.dataspaces.of(client, name)
 
     def _page(self, client: Client, name: str) -> Dataspace:
         _, vcpu = self.vcpu_of(client, name)

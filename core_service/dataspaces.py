@@ -1,7 +1,7 @@
 """Dataspaces as core keeps them: a view of a memory, its holder, its charge, its record.
 
 Freed memory that somebody still holds stays charged, to the user who held it, until the lease
-probe says that it is gone.
+probe says that it is gone: once, however many dataspaces he had of it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from core_service.shares import Share
     from core_service.users import Users
     from dataspace.ledger import Ledger
+    from dataspace.memory import Memory
     from dataspace.quota import Account
 
 log = structlog.get_logger()
@@ -47,7 +48,8 @@ MADE_BY: Final[dict[DataspaceKind, str]] = {
 @dataclass(eq=False)
 class Dataspace:
     """A memory object of a client. `sessions` are those where it is attached now, `shares` the offers of
-    it by name; `origin` is what it is a share of. `changing` is held to seal or end it."""
+    it by name; `origin` is what it is a share of. `sealed` tells that its owner had core freeze it;
+    `changing` is held to seal or end it."""
 
     name: str
     kind: DataspaceKind
@@ -57,6 +59,7 @@ class Dataspace:
     origin: Dataspace | None = None
     sessions: set[Session] = field(default_factory=set)
     shares: dict[str, Share] = field(default_factory=dict)
+    sealed: bool = False
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
     ending: asyncio.Future[bool] | None = None
 
@@ -89,11 +92,12 @@ class Dataspaces:
     def __init__(self, ledger: Ledger, users: Users) -> None:
         self.ledger = ledger
         self._users = users
-        self.before_end: Callable[[Dataspace], Awaitable[None]] = _nothing
+        self.before_end: Callable[[Dataspace, str, str], Awaitable[None]] = _nothing
         self.all: dict[str, Dataspace] = {}
         self.created: Counter[int] = Counter()
         self.freed: Counter[int] = Counter()
         self._held: dict[str, Dataspace] = {}
+        self._answered_for: set[tuple[Memory, int]] = set()  # by a user, with one of `_held`
         self._probing: asyncio.TimerHandle | None = None
 
     def create(self, client: Client, name: str, size: int) -> Dataspace:
@@ -156,12 +160,13 @@ class Dataspaces:
             raise NotWritable(name)
         async with dataspace.changing:
             self.of(client, name)
-            if dataspace.memory.memory.sealed_read_only:
+            if dataspace.sealed:
                 return dataspace
             for each in dataspace.all_views:
                 _must_not_write(each, client)
             await asyncio.to_thread(dataspace.memory.memory.seal)
             self.ledger.seal(name, actor=holder(client), cause="SealDataspace")
+            dataspace.sealed = True
             return dataspace
 
     async def written(self, dataspace: Dataspace, offset: int, size: int) -> None:
@@ -185,7 +190,7 @@ class Dataspaces:
 
     async def _end(self, dataspace: Dataspace, cause: str, actor: str) -> bool:
         async with dataspace.changing:
-            await self.before_end(dataspace)
+            await self.before_end(dataspace, cause, actor)
             sessions = list(dataspace.sessions)
             await asyncio.gather(
                 *(each.detach_dataspace(dataspace, cause, actor) for each in sessions)
@@ -196,13 +201,16 @@ class Dataspaces:
 
     def dispose(self, dataspace: Dataspace, cause: str, actor: str = "") -> bool:
         """End a dataspace that is mapped nowhere; True if it is held by somebody."""
-        if not dataspace.memory.held():
+        held = dataspace.memory.held()
+        answer = dataspace.memory.memory, dataspace.uid
+        if not held or answer in self._answered_for:
             self.ledger.free(dataspace.name, cause, actor=actor)
             self._refund(dataspace)
-            return False
+            return held
         self.ledger.hold(dataspace.name, cause, actor=actor)
         self._charge_user(dataspace)
         self._held[dataspace.name] = dataspace
+        self._answered_for.add(answer)
         self._probe_later()
         return True
 
@@ -217,6 +225,7 @@ class Dataspaces:
                 self._held[name] = dataspace  # behind those that wait for their turn
                 continue
             self.ledger.release(name, "the last holder let go")
+            self._answered_for.discard((dataspace.memory.memory, dataspace.uid))
             self._refund(dataspace)
             self._users.let_go(dataspace.uid)
 
@@ -262,7 +271,7 @@ class Dataspaces:
         self._probe_later()
 
 
-async def _nothing(dataspace: Dataspace) -> None:
+async def _nothing(dataspace: Dataspace, cause: str, actor: str) -> None:
     """What comes before the end of a dataspace that nobody shares."""
 
 

@@ -35,20 +35,20 @@ CLIENT_LIMIT: Final = 16  # channels of one client
 ACCEPT_AGAIN: Final = 1.0  # seconds after the system had no fd left for a connection
 
 HandOut = Callable[["Client", str], int]
-Recorded = Callable[[], Awaitable[None]]
+MayLeave = Callable[["Client", str], Awaitable[None]]
 
 
 class FdChannels:
-    """Accepts fd channels. `hand_out(client, request)` opens a new fd for one request; once `recorded`
-    returns, that is on record."""
+    """Accepts fd channels. `hand_out(client, request)` opens a new fd for one request; once `may_leave`
+    returns, that is on record, and the client may still have it."""
 
     def __init__(
-        self, clients: Clients, tickets: Tickets, hand_out: HandOut, recorded: Recorded
+        self, clients: Clients, tickets: Tickets, hand_out: HandOut, may_leave: MayLeave
     ) -> None:
         self.clients = clients
         self.tickets = tickets
         self.hand_out = hand_out
-        self.recorded = recorded
+        self.may_leave = may_leave
         self._listening: socket.socket | None = None
         self._open: set[FdChannel] = set()
         self._accepting_again: asyncio.TimerHandle | None = None
@@ -177,20 +177,21 @@ class FdChannel:
         if self._unread():
             self.send("error DENIED read the last answer before the next request")
             return
+        request = packet.decode("ascii", "replace")
         try:
-            fd = self._channels.hand_out(self.client, packet.decode("ascii", "replace"))
+            fd = self._channels.hand_out(self.client, request)
         except (Refusal, DataspaceError) as refusal:
             self.send(f"error {refusal.reason} {refusal}")
             return
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._connection.fileno())
-        self._sending = loop.create_task(self._send_recorded(fd))
+        self._sending = loop.create_task(self._send_recorded(fd, self.client, request))
 
-    async def _send_recorded(self, fd: int) -> None:
+    async def _send_recorded(self, fd: int, client: Client, request: str) -> None:
         """The next request is read when this one is answered. An fd that could not be recorded is on
-        record as handed out later, and stays here."""
+        record as handed out later, and stays here, as one does whose memory was freed meanwhile."""
         try:
-            await self._channels.recorded()
+            await self._channels.may_leave(client, request)
             if self._connection.fileno() >= 0:
                 socket.send_fds(self._connection, [b"ok"], [fd])
         except Refusal as refusal:

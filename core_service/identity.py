@@ -29,7 +29,7 @@ def peer_identity(connection: socket.socket) -> Identity:
     """The process that connected (SO_PEERCRED, unix(7))."""
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid, uid, gid = struct.unpack("3i", raw)
-    return Identity(uid=uid, gid=gid, pid=pid, started=_start_time(pid))
+    return Identity(uid=uid, gid=gid, pid=pid, started=start_time(pid))
 
 
 def peer_pidfd(connection: socket.socket, pid: int) -> int | None:
@@ -53,7 +53,7 @@ def peer_pidfd(connection: socket.socket, pid: int) -> int | None:
         return None
 
 
-def _start_time(pid: int) -> int:
+def start_time(pid: int) -> int:
     """Field 22 of /proc/PID/stat (proc(5)); the name before it may hold spaces and parentheses."""
     with suppress(OSError, ValueError, IndexError):
         stat = Path(f"/proc/{pid}/stat").read_bytes()

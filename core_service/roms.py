@@ -42,7 +42,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Roms:
-    """Makes ROM dataspaces. Files are read in threads, a few at once for all clients together."""
+    """Makes ROM dataspaces. Files are read in threads, one for a client, a few for all at once."""
 
     def __init__(self, directories: Sequence[Path], dataspaces: Dataspaces, names: Names) -> None:
         self._directories = directories
@@ -51,9 +51,10 @@ class Roms:
         self._copying = asyncio.Semaphore(COPIES_AT_ONCE)
 
     async def create(self, client: Client, path: str) -> Dataspace:
-        """A copy of a file, charged like RAM. Raises Refusal DENIED, InvalidDataspace, OutOfRam,
-        OutOfCaps, MemoryFailure."""
-        async with self._copying:
+        """A copy of a file, charged like RAM. Raises Refusal DENIED, SHUTTING_DOWN, InvalidDataspace,
+        OutOfRam, OutOfCaps, MemoryFailure."""
+        async with client.copying, self._copying:
+            client.must_live()  # it may have ended while this waited for its turn
             file = await asyncio.to_thread(self._open, path)
             try:
                 return await self._copy(client, file)

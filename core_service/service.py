@@ -92,9 +92,7 @@ class Service:
         grpc_socket = self._inner / "grpc.sock"
         check_path(grpc_socket)
         self._server = await self._serve_inner(core, grpc_socket)
-        self._channels = FdChannels(
-            core.clients, core.tickets, core.hand_out, core.everything_recorded
-        )
+        self._channels = FdChannels(core.clients, core.tickets, core.hand_out, core.may_leave)
         core.on_client_end = self._channels.close_of
         self._channels.open(fds)
         self._door = FrontDoor(core.clients, grpc_socket, self._settings.connections_per_user)

@@ -272,7 +272,8 @@ class Session:
                 if self.state is State.OPEN:
                     await self._unmap_dataspace(dataspace, cause, actor)
         except Refusal:
-            await self.close("engine failed")
+            await self.engine.gone()  # first: who stops it takes its end for one that was asked for
+            await self.close(f"engine ended: {self.engine.died}")
         if self.closing:
             await self.closed()
 

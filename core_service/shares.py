@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from core_service.dataspaces import Dataspace, holder
+from core_service.identity import start_time
 from core_service.names import age_order
 from core_service.refusal import Refusal, not_found
 from dataspace.errors import InvalidDataspace, NotWritable
@@ -24,17 +25,20 @@ if TYPE_CHECKING:
     from core_service.client import Client
     from core_service.dataspaces import Dataspaces
     from core_service.names import Names
+    from dataspace.record import Detail
 
 
 @dataclass(eq=False)
 class Share:
     """An offer of `size` bytes from `offset` of a dataspace to a user, or to one process of his if `pid`
-    is not 0. It can be accepted once; `accepted` stays what it became, also when that is gone."""
+    is not 0: the one that had this pid when it was made, by its start time where that was to be had.
+    It can be accepted once; `accepted` stays what it became, also when that is gone."""
 
     name: str
     dataspace: Dataspace
     uid: int
     pid: int
+    started: int
     offset: int
     size: int
     writable: bool
@@ -48,7 +52,9 @@ class Share:
     def is_for(self, client: Client) -> bool:
         """Whether a client may accept it."""
         identity = client.identity
-        return identity.uid == self.uid and self.pid in {0, identity.pid}
+        if identity.uid != self.uid or self.pid not in {0, identity.pid}:
+            return False
+        return not self.started or self.started == identity.started
 
 
 class Shares:
@@ -83,7 +89,8 @@ class Shares:
             raise NotWritable(dataspace.name)
         with client.account.charged(caps=1):
             name = self._names.new("shares")
-            share = Share(name, dataspace, uid, pid, offset, size, writable)
+            started = start_time(pid) if pid else 0
+            share = Share(name, dataspace, uid, pid, started, offset, size, writable)
             self._dataspaces.ledger.note(
                 EventKind.SHARED,
                 name,
@@ -147,9 +154,9 @@ class Shares:
         seen |= {share.name: share for share in offered if share.is_for(client)}
         return sorted(seen.values(), key=lambda share: age_order(share.name))
 
-    async def _owner_ends(self, dataspace: Dataspace) -> None:
-        """The owner's end is the end of every share."""
-        cause, actor = "its owner freed it", holder(dataspace.client)
+    async def _owner_ends(self, dataspace: Dataspace, cause: str, actor: str) -> None:
+        """The owner's end is the end of every share, whether he asked for it or not."""
+        cause = "its owner freed it" if actor else f"its owner's ended: {cause}"
         shares = list(dataspace.shares.values())
         await asyncio.gather(*(self._withdraw(share, cause, actor) for share in shares))
 
@@ -159,7 +166,7 @@ class Shares:
         accepted = share.accepted
         if self._all.pop(share.name, None):
             self._forget_receiver(share)
-            detail = {"dataspace": share.dataspace.name}
+            detail: Detail = {"dataspace": share.dataspace.name, "uid": share.uid}
             self._dataspaces.ledger.note(
                 EventKind.REVOKED, share.name, actor=actor, cause=cause, detail=detail
             )

@@ -344,7 +344,7 @@ def _file_errors(path: str) -> Iterator[None]:
 
 
 def _copy(file: int, fd: int, length: int) -> None:
-    copied = 0
+    copied, written = 0, os.fstat(file).st_mtime_ns
     while chunk := os.read(file, min(_COPY_CHUNK, length - copied + 1)):
         copied += len(chunk)
         if copied > length:
@@ -352,7 +352,7 @@ def _copy(file: int, fd: int, length: int) -> None:
         rest = memoryview(chunk)
         while rest:
             rest = rest[os.write(fd, rest) :]
-    if copied != length:
+    if copied != length or os.fstat(file).st_mtime_ns != written:
         raise InvalidDataspace("file changed while it was copied", size=length, copied=copied)
 
 

@@ -32,8 +32,9 @@ class View:
     def share(self, offset: int, size: int, *, writable: bool) -> "View":
         """Return a view for another holder: `size` bytes from `offset`, where 0 is the rest.
 
-        Raises InvalidDataspace (unaligned, or beyond this view).
+        Raises InvalidDataspace (unaligned, or beyond this view; closed).
         """
+        self._check_open()
         view = View.__new__(View)
         view.memory = self.memory
         view.size = part_size(self.size, offset, size)
@@ -52,8 +53,9 @@ class View:
 
     def open(self, writable: bool) -> int:
         """Return a description for an engine, as `Memory.open`: of the whole memory, in which the
-        view starts at `offset`. Raises NotWritable, MemoryFailure.
+        view starts at `offset`. Raises NotWritable, InvalidDataspace (closed), MemoryFailure.
         """
+        self._check_open()
         if writable and not self.writable:
             raise NotWritable(self.memory.name)
         return self.memory.open(writable)
@@ -61,8 +63,10 @@ class View:
     def hand_out(self, writable: bool) -> int:
         """Return a description for the holder, as `Memory.open`.
 
-        Raises NotWritable, InvalidDataspace (a part: the fd would reach all of it), MemoryFailure.
+        Raises NotWritable, InvalidDataspace (a part: the fd would reach all of it; closed),
+        MemoryFailure.
         """
+        self._check_open()
         if self.size != self.memory.size:
             raise InvalidDataspace(
                 "a part has no file descriptor", offset=self.offset, size=self.size
@@ -74,12 +78,12 @@ class View:
         return fd
 
     def read(self, offset: int, size: int) -> bytes:
-        """Return `size` bytes from `offset`. Raises OutOfRange, MemoryFailure."""
+        """Return `size` bytes from `offset`. Raises OutOfRange, InvalidDataspace, MemoryFailure."""
         self._check(offset, size)
         return self.memory.read(self.offset + offset, size)
 
     def write(self, offset: int, data: bytes) -> None:
-        """Write `data` at `offset`. Raises OutOfRange, NotWritable, MemoryFailure."""
+        """Write `data` at `offset`. Raises as `read` does, and NotWritable."""
         self._check(offset, len(data))
         if not self.writable:
             raise NotWritable(self.memory.name)
@@ -94,11 +98,17 @@ class View:
         return (self._handed_out or self._all == {self}) and self.memory.held()
 
     def close(self) -> None:
-        """Give it up; closing again does nothing."""
+        """Give it up: nothing is reached through it any more, though the memory may live on for others.
+        Closing again does nothing."""
         self._all.discard(self)
         if not self._all:
             self.memory.close()
 
+    def _check_open(self) -> None:
+        if self not in self._all:
+            raise InvalidDataspace("is closed", name=self.memory.name)
+
     def _check(self, offset: int, size: int) -> None:
+        self._check_open()
         if offset < 0 or size < 0 or offset + size > self.size:
             raise OutOfRange(offset, size, self.size)

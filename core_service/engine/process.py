@@ -127,6 +127,10 @@ class EngineProcess:
         except TimeoutError:
             raise EngineFailedError(f"it did not start within {limit:g} s") from None
 
+    async def gone(self) -> None:
+        """Wait until the process is gone, which somebody else ends."""
+        await asyncio.shield(self._reaped)
+
     async def stop(self) -> None:
         """End the process, and wait until it is gone: the channel's end tells it, SIGKILL insists."""
         self._stopping = True

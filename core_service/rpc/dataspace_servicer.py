@@ -165,11 +165,13 @@ class DataspaceServicer(dataspace_pb2_grpc.DataspaceServiceServicer):
         self, request: pb.ReadDataspaceRequest, context: Context
     ) -> pb.ReadDataspaceResponse:
         client = self._client(context)
-        dataspace = self._core.dataspaces.of(client, request.name)
         _check_transfer(request.size)
         # until the client took it: core must not keep what somebody asks for and does not read
         await client.transfers.acquire()
         context.add_done_callback(lambda _: client.transfers.release())  # type: ignore[arg-type] # the stubs' type cannot be called
+        dataspace = self._core.dataspaces.of(
+            client, request.name
+        )  # not before: it may end meanwhile
         return pb.ReadDataspaceResponse(data=dataspace.memory.read(request.offset, request.size))
 
     async def WriteDataspace(

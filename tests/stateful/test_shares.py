@@ -170,6 +170,10 @@ class SharesMachine(RuleBasedStateMachine):
         books = [book for book in self.books if book.state == "alive"]
         return books[pick % len(books)]
 
+    def alive_index(self, wanted: Book) -> int:
+        """What to pick to get it."""
+        return [book for book in self.books if book.state == "alive"].index(wanted)
+
     def some_alive(self) -> bool:
         return any(book.state == "alive" for book in self.books)
 
@@ -180,8 +184,10 @@ class SharesMachine(RuleBasedStateMachine):
         others = [each for each in self.books if each.root is book.root and each is not book]
         lonely = all(each.state == "freed" for each in others)
         book.shown.clear()
-        book.state = "held" if book.root.fds and (book.had_fd or lonely) else "freed"
-        return book.state == "held"
+        held = bool(book.root.fds) and (book.had_fd or lonely)
+        answered = any(each.user == book.user and each.state == "held" for each in others)
+        book.state = "held" if held and not answered else "freed"
+        return held
 
     def withdraw(self, offer: Offer) -> bool:
         self.offers.remove(offer)
@@ -245,6 +251,19 @@ class SharesMachine(RuleBasedStateMachine):
             first, pages = offer.real.offset // PAGE, offer.real.size // PAGE
             offer.accepted = Book(made, user, offer.owner.root, first, pages, offer.real.writable)
             self.books.append(offer.accepted)
+
+    @precondition(some_alive)
+    @rule(pick=picks, to=users, times=st.integers(1, 2))
+    def pass_through(self, pick: int, to: int, times: int) -> None:
+        """Somebody takes the whole, collects an fd that he keeps, and frees it again."""
+        book = self.alive(pick)
+        for _ in range(times if book.real.origin is None else 0):
+            self.offer(self.alive_index(book), to, 0, 0, False)
+            self.accept(len(self.offers) - 1)
+            taken = self.offers[-1].accepted
+            assert taken
+            self.collect(self.alive_index(taken), True)
+            self.free(self.alive_index(taken))
 
     @precondition(lambda self: self.offers)
     @rule(pick=picks, wrong=st.sampled_from([0, 0, 0, 1]))

@@ -31,7 +31,7 @@ async def channels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIter
     """Channels of a core without engines."""
     running = in_process(monkeypatch, (), Settings(audit_directory=tmp_path / "audit"))
     core = running.core
-    opened = Counting(core.clients, core.tickets, core.hand_out, core.everything_recorded)
+    opened = Counting(core.clients, core.tickets, core.hand_out, core.may_leave)
     yield opened
     opened.close()
     await running.must_be_empty()

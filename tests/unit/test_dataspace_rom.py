@@ -124,6 +124,23 @@ def test_file_that_changes_meanwhile_is_refused(
         rom(file, 1 << 20)
 
 
+def test_file_that_is_written_meanwhile_is_refused(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be a mixture of the old and the new."""
+    os.utime(file, (0, 0))
+    read = os.read
+
+    def read_after_change(fd: int, size: int) -> bytes:
+        with file.open("r+b") as again:
+            again.write(b"new")
+        return read(fd, size)
+
+    monkeypatch.setattr(os, "read", read_after_change)
+    with pytest.raises(InvalidDataspace, match="changed while it was copied"):
+        rom(file, 1 << 20)
+
+
 def test_failing_disk_is_a_typed_error(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*_: object) -> bytes:
         raise OSError(errno.EIO, "")
