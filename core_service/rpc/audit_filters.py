@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -22,6 +23,11 @@ KINDS: Final[dict[int, DataspaceKind]] = {
     pb.DATASPACE_KIND_VCPU_PAGE: "vcpu_page",
     pb.DATASPACE_KIND_SHARE: "share",
 }
+
+
+ROOM: Final = 512 << 10
+"""Bytes of records in one message, beside one record more: that has 3.3 MiB at most, with as many
+attachments as a client has capabilities, and a client takes 4 MiB."""
 
 
 class NothingToSee(Exception):  # noqa: N818 - no error: the answer is empty
@@ -83,3 +89,13 @@ def moment(field: str, asked: Timestamp) -> int:
     if not 0 <= asked.nanos < 10**9 or abs(ns) > INTEGER_LIMIT:
         raise invalid(field, f"{asked.seconds} s {asked.nanos} ns", "a moment within 1678 and 2262")
     return ns
+
+
+def fitting(records: Sequence[pb.DataspaceRecord]) -> int:
+    """How many of these, from the first on, go into one message."""
+    room = ROOM
+    for number, record in enumerate(records, 1):
+        room -= record.ByteSize()
+        if room < 0:
+            return number
+    return len(records)

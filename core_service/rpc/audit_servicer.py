@@ -18,6 +18,7 @@ from core_service.rpc import convert
 from core_service.rpc.audit_filters import (
     NothingToSee,
     event_filter,
+    fitting,
     record_filter,
     revision,
     uid_seen,
@@ -63,6 +64,7 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
             found = self._living(request.session, only, after, count + 1)
         else:
             found = await self._ever(client, only, after, count + 1)
+        count = fitting([record for _, record in found[:count]])
         return pb.ListRecordsResponse(
             records=[record for _, record in found[:count]],
             next_page_token=str(found[count - 1][0]) if len(found) > count else "",

@@ -15,7 +15,7 @@ from core_service.audit.watch import LaggedError
 from core_service.dataspaces import uid_of
 from core_service.refusal import Refusal, invalid
 from core_service.rpc import convert
-from core_service.rpc.audit_filters import uid_seen
+from core_service.rpc.audit_filters import fitting, uid_seen
 from core_service.rpc.audit_log import AuditQueries
 from core_service.rpc.sight import sees
 
@@ -112,13 +112,15 @@ class Watcher:
         )
 
     def _parts(self, revision: int, records: list[Record]) -> Iterator[pb.WatchResponse]:
-        for start in range(0, len(records) or 1, PART):
-            snapshot = pb.Snapshot(
-                revision=revision,
-                records=[
-                    convert.record(record, self._core.committed(record.name))
-                    for record in records[start : start + PART]
-                ],
-                more=start + PART < len(records),
-            )
-            yield pb.WatchResponse(snapshot=snapshot)
+        start = 0
+        while True:
+            part = [
+                convert.record(record, self._core.committed(record.name))
+                for record in records[start : start + PART]
+            ]
+            part = part[: fitting(part)]
+            start += len(part)
+            more = start < len(records)
+            yield pb.WatchResponse(snapshot=pb.Snapshot(revision=revision, records=part, more=more))
+            if not more:
+                return

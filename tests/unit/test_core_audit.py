@@ -16,6 +16,7 @@ from core_service.audit.query import EventFilter
 from core_service.core import Core
 from core_service.dataspaces import Dataspace
 from core_service.refusal import Refusal
+from core_service.rpc import audit_filters
 from core_service.rpc.audit_log import AuditQueries
 from core_service.rpc.audit_watch import Watcher
 from core_service.service import Service
@@ -100,6 +101,18 @@ async def test_a_snapshot_is_made_in_turns_and_is_of_one_revision(world: InProce
     assert [record.name for record in snapshot.records] == [
         each.name for each in (*made[1:], *added)
     ]
+
+
+async def test_a_snapshot_with_much_to_tell_of_each_comes_in_small_parts(
+    world: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_filters, "ROOM", 1)
+    client = world.client()
+    made = [world.dataspace(client).name for _ in range(3)]
+    async with aclosing(Watcher(world.core, client, 0).messages()) as messages:
+        parts = [(await anext(messages)).snapshot for _ in made]
+    assert [[record.name for record in part.records] for part in parts] == [[name] for name in made]
+    assert [part.more for part in parts] == [True, True, False]
 
 
 async def test_events_that_retention_takes_from_under_a_query_are_missed_by_nobody(
