@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from vmsession.v1 import audit_pb2
+from vmsession.v1 import audit_pb2, dataspace_pb2
 
+from core_service.verify.chain import AT_ONCE
 from tests.integration.engines import on_every_engine
 from tests.integration.running_core import OTHER_USER, RunningCore, Stubs
 from tests.integration.victim import Victim
@@ -20,7 +21,7 @@ ASK = """
 import sys
 from pathlib import Path
 import grpc
-from vmsession.v1 import audit_pb2
+from vmsession.v1 import audit_pb2, dataspace_pb2
 from tests.integration.running_core import Stubs, become_other_user
 become_other_user(int(sys.argv[2]))
 try:
@@ -53,3 +54,13 @@ def test_a_user_may_not_verify(core: RunningCore) -> None:
         check=True,
     )
     assert completed.stdout == "PERMISSION_DENIED\n"
+
+
+def test_a_long_log_is_checked_beside_a_core_that_serves(core: RunningCore, stubs: Stubs) -> None:
+    calls, made = stubs.dataspaces, AT_ONCE // 2 + 1
+    for _ in range(made):
+        created = calls.CreateDataspace(dataspace_pb2.CreateDataspaceRequest(size=4096))
+        calls.FreeDataspace(dataspace_pb2.FreeDataspaceRequest(name=created.dataspace.name))
+    verified = stubs.audit.Verify(audit_pb2.VerifyRequest(whole_chain=True))
+    assert list(verified.discrepancies) == []
+    assert verified.events_checked > AT_ONCE
