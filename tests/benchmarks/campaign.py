@@ -12,6 +12,7 @@ from typing import Final
 
 from tests.benchmarks import (
     attaching,
+    auditing,
     handover,
     opening,
     port_exit,
@@ -48,6 +49,8 @@ BENCHMARKS: Final = (
     recording.RECORDING,
     reclaiming.KVM,
     reclaiming.SOFT,
+    auditing.QUESTIONS,
+    auditing.WATCHING,
 )
 
 
