@@ -194,8 +194,8 @@ async def test_a_defect_of_the_writer_is_told_and_not_the_end_of_it(
             log.append(script(EventKind.CREATED, "dataspaces/1", created()))
             with pytest.raises(AuditFailure, match="too large"):
                 await asyncio.wait_for(log.recorded(1), 5)
-        done = asyncio.Event()
-        log.subscribe(lambda _events: done.set())
+            done = asyncio.Event()  # before the writer can succeed again, which it tries by itself
+            log.subscribe(lambda _events: done.set())
         await asyncio.wait_for(done.wait(), 5)
         assert log.healthy
     assert verify_chain(tmp_path) == (1, log.head, [])
