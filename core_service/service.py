@@ -42,6 +42,7 @@ from core_service.rpc.dataspace_servicer import DataspaceServicer
 from core_service.rpc.interceptor import Errors
 from core_service.rpc.recording import Recording
 from core_service.rpc.vm_session_servicer import VmSessionServicer
+from core_service.workers import workers
 
 if TYPE_CHECKING:
     from core_service.settings import Settings
@@ -80,6 +81,7 @@ class Service:
 
     async def start(self) -> None:
         """Serve. Raises OSError, SocketInUseError, AuditError, AuditFailure."""
+        asyncio.get_running_loop().set_default_executor(workers())
         self._settings.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         try:
             self._lock = lock(self._settings.lock)

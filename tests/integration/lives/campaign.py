@@ -20,7 +20,7 @@ from typing import Final
 from core_service.audit import Query, verify_chain
 from core_service.audit.fold import MEMORY
 from tests.integration.lives.figures import Figures
-from tests.integration.lives.left import LEFT_SECONDS, core_digits, nothing_left, warm
+from tests.integration.lives.left import LEFT_SECONDS, core_digits, nothing_left
 from tests.integration.lives.nursery import Tally
 from tests.integration.lives.traces import holders_of_memory, look, shmem
 from tests.integration.running_core import ROOT, RunningCore, Stubs
@@ -92,7 +92,6 @@ class Campaign:
         stubs = Stubs(core.socket)
         try:
             digits = core_digits(stubs)
-            warm(stubs)
             before = look(core.process.pid, digits)
             self._lives(core, stubs, lives)
             nothing_left(core, stubs, digits, before)

@@ -10,7 +10,6 @@ from tests.integration.lives.traces import Traces, look
 from tests.integration.running_core import RunningCore, Stubs
 from tests.integration.waiting import eventually
 
-CALLS_AT_ONCE: Final = 16
 LEFT_SECONDS: Final = 20.0  # what was cut off in the midst of something has seconds to be over
 NOTHING: Final = ("live", "live_bytes", "held_bytes", "sessions", "engine_processes", "extra_fds")
 
@@ -20,15 +19,6 @@ def core_digits(stubs: Stubs) -> str:
     request = audit_pb2.ListEventsRequest(kinds=["started"], page_size=1000)
     name: str = stubs.audit.ListEvents(request).events[-1].subject
     return name.removeprefix("cores/")
-
-
-def warm(stubs: Stubs) -> None:
-    """Have core start the threads that it keeps."""
-    calls = [
-        stubs.audit.GetTotals.future(audit_pb2.GetTotalsRequest()) for _ in range(CALLS_AT_ONCE)
-    ]
-    for call in calls:
-        call.result()
 
 
 def nothing_left(core: RunningCore, stubs: Stubs, digits: str, before: Traces) -> None:
