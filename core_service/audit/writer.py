@@ -177,11 +177,12 @@ class AuditLog:
 
     def _write(self) -> None:
         while self._wait():
+            last = self._closing  # one that was begun before is not the last attempt
             try:
                 self._record()
             except Exception as error:  # whatever it is: callers wait for this thread
                 self._fail(error)
-                if self._closing:
+                if last:
                     break
         if self._store is not None:
             self._store.close()

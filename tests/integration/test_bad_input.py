@@ -95,14 +95,14 @@ def test_no_kernel(core: RunningCore, stubs: Stubs, tmp_path: Path, content: byt
 
 
 def test_core_is_not_running(tmp_path: Path) -> None:
-    error = said(vmm("ls", socket=tmp_path / "core.sock"), 1)
+    error = said(vmm("sessions", socket=tmp_path / "core.sock"), 1)
     assert "vmcore serve" in error
 
 
 def test_a_socket_without_core(tmp_path: Path) -> None:
     plain = tmp_path / "core.sock"
     plain.touch()
-    assert said(vmm("ls", socket=plain), 1)
+    assert said(vmm("sessions", socket=plain), 1)
 
 
 def test_no_permission_on_the_socket(core: RunningCore) -> None:
@@ -111,9 +111,9 @@ def test_no_permission_on_the_socket(core: RunningCore) -> None:
 import os, sys
 from tests.integration.running_core import become_other_user
 from vmm_client.cli.main import main
-import vmm_client.cli.ls
+import vmm_client.cli.sessions
 become_other_user()
-main(["ls", "--socket", {str(core.socket)!r}])
+main(["sessions", "--socket", {str(core.socket)!r}])
 """
     if os.geteuid() != 0:
         core.socket.chmod(0)
@@ -213,7 +213,7 @@ def test_lists_as_json(core: RunningCore, stubs: Stubs, flat: Path) -> None:
     vmm("run", flat, "--engine", "soft", socket=core.socket)
     records = json.loads(vmm("dataspaces", "--all", "--json", socket=core.socket).stdout)
     assert [record["state"] for record in records] == ["freed", "freed"]
-    assert json.loads(vmm("ls", "--json", socket=core.socket).stdout) == []
+    assert json.loads(vmm("sessions", "--json", socket=core.socket).stdout) == []
 
 
 def _vcpus(stubs: Stubs) -> int:
