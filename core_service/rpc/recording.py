@@ -10,15 +10,10 @@ import grpc
 import grpc.aio
 from vmsession.v1 import dataspace_pb2, vm_session_pb2
 
-if TYPE_CHECKING:  # grpc's own classes are generic in their stubs only
-    from core_service.core import Core
+from core_service.rpc.interceptor import Context, Handler, Interceptor
 
-    Handler = grpc.RpcMethodHandler[Any, Any]
-    Interceptor = grpc.aio.ServerInterceptor[Any, Any]
-else:
-    Handler = grpc.RpcMethodHandler
-    Interceptor = grpc.aio.ServerInterceptor
-Context = grpc.aio.ServicerContext[Any, Any]
+if TYPE_CHECKING:
+    from core_service.core import Core
 
 MAKING: Final = (
     vm_session_pb2.CreateSessionRequest,

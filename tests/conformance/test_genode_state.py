@@ -8,6 +8,7 @@ from dataspace.vcpu_page import Activity, Reason
 from tests.conformance.claims import needs
 from tests.conformance.genode import COUNT_AND_HALT
 from tests.conformance.machine import DATA, PATIENCE, Machine, expect
+from tests.register_values import VALUES
 from vmm_client import Connection
 
 TWO_HALTS = "hlt\nhlt"
@@ -18,23 +19,14 @@ XSTATE_BV = 512  # of the XSAVE area, SDM vol. 1, 13.4.2: what is not in its ini
 SSE = 2
 
 
-CANONICAL = 0xFFFF800012345000
-ALONE: dict[str, int] = {
+KEPT = (
+    *(f"r{number}" for number in range(8, 16)),
+    *("cr2", "dr0", "dr3", "sysenter_cs", "sysenter_sp", "sysenter_ip"),
+    *("star", "lstar", "cstar", "fmask", "kernel_gs_base", "tsc_aux", "pat"),
+)
+ALONE = {
     **dict.fromkeys(("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi"), 0x11223344),
-    **{f"r{number}": 0x8877665544332211 + number for number in range(8, 16)},
-    "cr2": 0x12345678,
-    "dr0": 0x1000,
-    "dr3": 0x4000,
-    "sysenter_cs": 8,
-    "sysenter_sp": CANONICAL,
-    "sysenter_ip": CANONICAL,
-    "star": 0x0023001000000000,
-    "lstar": CANONICAL,
-    "cstar": CANONICAL,
-    "fmask": 0x47700,
-    "kernel_gs_base": CANONICAL,
-    "tsc_aux": 7,
-    "pat": 0x0007010600070106,
+    **{name: VALUES[name] for name in KEPT},
 }
 
 
