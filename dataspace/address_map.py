@@ -57,6 +57,10 @@ class AddressMap:
         """Return the attachment that covers the byte at `gpa`."""
         return self._all.find(gpa)
 
+    def overlapping(self, gpa: int, size: int) -> list[Attachment]:
+        """Return the attachments that share a byte with a range, whole."""
+        return self._all.overlapping(gpa, size)
+
     def of(self, dataspace: str) -> list[Attachment]:
         """Return the attachments of one dataspace in the order of their addresses."""
         return list(self._by_dataspace.get(dataspace, ()))

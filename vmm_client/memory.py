@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterable
 
@@ -22,7 +23,9 @@ class GuestMemory:
         self.log = WrittenLog()
         self._lock = threading.Lock()
         self._rams: dict[str, Ram] = {}
-        self._map = AddressMap(lambda _: None, lambda _gpa, _size: None, PHYSICAL_LIMIT)
+        self._map = AddressMap(
+            lambda _: None, lambda _gpa, _size: None, PHYSICAL_LIMIT, capacity=sys.maxsize
+        )
 
     @property
     def size(self) -> int:
@@ -61,9 +64,12 @@ class GuestMemory:
             rest = rest[piece.size :]
 
     def attach(self, ram: Ram, attachment: Attachment) -> Attachment:
-        """Record what core attached."""
+        """Record what core attached. What stands in the way core has unmapped, unasked: a share that was
+        taken back."""
         with self._lock:
             self._rams[ram.name] = ram
+            if [attachment] != self._map.overlapping(attachment.gpa, attachment.size):
+                self._map.detach(attachment.gpa, attachment.size)
             return self._map.attach(
                 attachment.dataspace,
                 ram.size,

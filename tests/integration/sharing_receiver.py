@@ -103,6 +103,16 @@ class Receiver:
         self.vcpu.registers.update({"cs": Segment(0, 0x9B, 0xFFFF, 0), "rip": 0})
         return self.go_on()
 
+    def attach_other(self, value: int) -> list[Any]:
+        """Attach memory that begins with `value` where the shared memory was; how the guest's next read
+        ends, after the one that stopped it."""
+        assert self.session
+        other = self.core.create_ram(PAGE)
+        other.write(0, bytes([value]))
+        self.session.attach(other, gpa=AT)
+        self.go_on()
+        return self.go_on()
+
     def go_on(self) -> list[Any]:
         """The guest's next exit."""
         assert self.vcpu

@@ -162,6 +162,7 @@ def test_revoking_takes_it_from_the_receivers_guest(
         share.revoke()
         assert not share.held
         assert receiver("go on") == ["MMIO", AT]
+        assert receiver("attach other", 0x2A) == ["PORT", 0x2A]
         share.revoke()
         assert [each.name for each in connection.shares()] == []
     assert receiver("close") is False

@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 from vmsession.v1.dataspace_pb2 import Dataspace
 
-from dataspace.address_map import Attachment
+from dataspace.address_map import CAPACITY, Attachment
 from vmm_client.connection import Connection
 from vmm_client.errors import BadFd, NotAttached
 from vmm_client.memory import GuestMemory
@@ -150,6 +150,29 @@ def test_freed_memory_is_attached_nowhere(two: tuple[GuestMemory, Ram, Ram]) -> 
     memory.forget(a)
     assert [attachment.dataspace for attachment in memory.attachments()] == [b.name]
     assert memory.rams() == [b]
+
+
+def test_what_core_attaches_takes_the_place_of_what_core_unmapped_unasked(
+    two: tuple[GuestMemory, Ram, Ram],
+) -> None:
+    """Revoking a share unmaps it in the receiver's session, and the receiver is not told."""
+    memory, a, b = two
+    memory.attach(b, Attachment(PAGE, PAGE, b.name, 0, True, True))
+    assert [(each.gpa, each.size, each.dataspace) for each in memory.attachments()] == [
+        (0, PAGE, a.name),
+        (PAGE, PAGE, b.name),
+        (2 * PAGE, PAGE, b.name),
+        (0x8000, PAGE, a.name),
+    ]
+
+
+def test_what_core_unmapped_unasked_does_not_fill_the_map(
+    two: tuple[GuestMemory, Ram, Ram],
+) -> None:
+    memory, _, b = two
+    for number in range(CAPACITY):
+        memory.attach(b, Attachment((1 << 32) + number * 2 * PAGE, PAGE, b.name, 0, True, True))
+    assert len(memory.attachments()) == CAPACITY + 3
 
 
 def test_the_size_is_that_of_memory_without_a_gap(two: tuple[GuestMemory, Ram, Ram]) -> None:
