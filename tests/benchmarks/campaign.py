@@ -13,6 +13,7 @@ from typing import Final
 from tests.benchmarks import (
     attaching,
     auditing,
+    crowd,
     handover,
     opening,
     port_exit,
@@ -51,6 +52,8 @@ BENCHMARKS: Final = (
     reclaiming.SOFT,
     auditing.QUESTIONS,
     auditing.WATCHING,
+    crowd.KVM,
+    crowd.SOFT,
 )
 
 

@@ -35,6 +35,7 @@ PORT_EXIT: Final = Target(1.25, of_ratio=True, where="where a core is spare")
 NO_COLLAPSE: Final = Target(0.5, of_ratio=True, at_least=True)
 OPENING: Final = Target(20)
 HANDOVER: Final = Target(3)
+SESSION_MEMORY: Final = Target(10)
 
 TARGETS: Final = {
     "kvm.port_exit.python_vmm": PORT_EXIT,
@@ -44,6 +45,8 @@ TARGETS: Final = {
     "open_to_first_exit": OPENING,
     "open_to_first_exit.kvm": OPENING,
     "open_to_first_exit.soft": OPENING,
+    "crowd.kvm.session_memory": SESSION_MEMORY,
+    "crowd.soft.session_memory": SESSION_MEMORY,
     "kvm.exits_per_second.4_vcpus": NO_COLLAPSE,
     "kvm.exits_per_second.16_vcpus": NO_COLLAPSE,
     "soft.exits_per_second.4_vcpus": NO_COLLAPSE,
