@@ -84,6 +84,7 @@ def measure_questions(at: Workplace) -> list[Result]:
             "audit.history_of_the_gone": lambda: core.history(gone),
             "audit.totals": core.totals,
             "audit.totals_by_uid": lambda: core.totals("uid"),
+            "audit.verify": core.verify,
         }
         calls = {name: Calls(call, 4) for name, call in asked.items()}
         samples = in_turns(at.effort.rounds, {name: one.median for name, one in calls.items()})
@@ -131,6 +132,7 @@ QUESTIONS: Final = Benchmark(
         "audit.history_of_the_gone",
         "audit.totals",
         "audit.totals_by_uid",
+        "audit.verify",
     ),
     measure_questions,
 )
