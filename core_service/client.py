@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 REMEMBERED_DEATHS: Final = 64
 TRANSFERS_AT_ONCE: Final = 8
-QUERIES_AT_ONCE: Final = 2
 
 Made = TypeVar("Made")
 
@@ -44,7 +43,6 @@ class Client:
         self.connections = 0
         self.reclaimed = False
         self.transfers = asyncio.Semaphore(TRANSFERS_AT_ONCE)
-        self.queries = asyncio.Semaphore(QUERIES_AT_ONCE)
         self.copying = asyncio.Lock()
         self.watches = 0
         self._grace = grace

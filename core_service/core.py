@@ -17,6 +17,7 @@ from core_service.clients import Clients
 from core_service.dataspaces import Dataspaces, holder
 from core_service.engine.catalog import Catalog
 from core_service.names import Names
+from core_service.readers import Readers
 from core_service.refusal import Refusal, invalid, not_found
 from core_service.roms import Roms
 from core_service.session import CAPABILITY_QUOTA, RAM_QUOTA, Session, check_label
@@ -49,6 +50,7 @@ class Core:
         self.settings = settings
         self.audit = audit
         self.news = News(audit)
+        self.readers = Readers()
         self._past = Query(audit.directory)
         self.names = Names(lambda name: bool(self._past.history(name, limit=1)))
         self.users = Users(settings.ram, settings.capabilities, settings.sessions_per_user)
@@ -289,6 +291,7 @@ class Core:
         except AuditFailure as failure:
             log.error("audit log is not complete", why=str(failure))  # noqa: TRY400 - no defect
         self.news.close()
+        self.readers.close()
 
 
 def _session_quota(account: Account, ram: int, capabilities: int) -> Amount:

@@ -9,11 +9,11 @@ from typing import Final
 WORKERS: Final = 6
 
 
-def workers() -> ThreadPoolExecutor:
+def workers(name: str = "worker", count: int = WORKERS) -> ThreadPoolExecutor:
     """All of them started: threads that came with the load would look like a leak to whoever counts."""
-    pool = ThreadPoolExecutor(WORKERS, "worker")
-    all_there = threading.Barrier(WORKERS + 1)
-    for _ in range(WORKERS):
+    pool = ThreadPoolExecutor(count, name)
+    all_there = threading.Barrier(count + 1)
+    for _ in range(count):
         pool.submit(all_there.wait)
     all_there.wait()
     return pool

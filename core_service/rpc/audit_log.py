@@ -1,10 +1,10 @@
-"""Questions to the log on disk, for the servicer: in threads, a few at once for each client."""
+"""Questions to the log on disk, for the servicer: in threads, a few at once for each user."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from core_service.audit import AuditError, AuditFailure, Query, Recorded
@@ -41,13 +41,13 @@ class AuditQueries:
 
     async def now(self, ask: Callable[P, Answer], *arguments: P.args, **named: P.kwargs) -> Answer:
         """Ask for what is on disk. Raises Refusal AUDIT_FAILURE."""
-        async with self._client.queries:
-            try:
-                return await asyncio.to_thread(ask, *arguments, **named)
-            except AuditError as error:
-                raise Refusal(
-                    "AUDIT_FAILURE", f"the audit log cannot be read: {error.why}", why=error.why
-                ) from error
+        question = partial(ask, *arguments, **named)
+        try:
+            return await self._core.readers.run(self._client.identity.uid, question)
+        except AuditError as error:
+            raise Refusal(
+                "AUDIT_FAILURE", f"the audit log cannot be read: {error.why}", why=error.why
+            ) from error
 
     async def events(self, after: int, limit: int, only: EventFilter) -> list[Recorded]:
         """What is on disk of the events later than `after`: of all of them, so it is asked afterwards
