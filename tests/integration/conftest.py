@@ -19,7 +19,6 @@ def core() -> Iterator[RunningCore]:
     try:
         yield running
         if running.process.poll() is None:
-            must_agree(running)
             running.stop()
             for trouble in (
                 "defect",
@@ -33,16 +32,6 @@ def core() -> Iterator[RunningCore]:
         running.close()
 
 
-def must_agree(core: RunningCore) -> None:
-    """Core's books, the engines and the kernel must agree, whatever the test left."""
-    client = Stubs(core.socket)
-    try:
-        found = client.verify().discrepancies
-        assert not found, f"{found}\n{core.log()}"
-    finally:
-        client.close()
-
-
 @pytest.fixture
 def stubs(core: RunningCore) -> Iterator[Stubs]:
     """Stubs on that core, with a lease. When the test is over, everything of it must be gone."""
@@ -52,7 +41,7 @@ def stubs(core: RunningCore) -> Iterator[Stubs]:
         next(iter(beats))
         yield client
         if core.process.poll() is None:
-            must_agree(core)
+            core.must_agree()
             leave_nothing(client)
     finally:
         cancel(beats)

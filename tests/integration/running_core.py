@@ -68,8 +68,18 @@ class RunningCore:
         self._log.flush()
         return (self.directory / "log").read_text()
 
+    def must_agree(self) -> None:
+        """Core's books, the engines, the kernel and the log must agree, whatever the test left."""
+        stubs = Stubs(self.socket)
+        try:
+            found = stubs.verify().discrepancies
+        finally:
+            stubs.close()
+        assert not found, f"{found}\n{self.log()}"
+
     def stop(self) -> None:
-        """SIGTERM; core must end in order and leave no socket."""
+        """SIGTERM; core must be right to its end, end in order and leave no socket."""
+        self.must_agree()
         self.process.terminate()
         status = self.process.wait(20)
         assert status == 0, self.log()
