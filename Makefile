@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 NATIVE := $(wildcard core_service/engine/native/*.[ch]) $(wildcard core_service/engine/native/*.py) \
 	$(wildcard dataspace/*.c) $(wildcard dataspace/native/*.h) proto/vcpu_page.h setup.py pyproject.toml
 
+include deploy/install.mk
+
+.DEFAULT_GOAL := help
 .PHONY: help demo test lint types bench soak table proto lock clean
 
 help:
@@ -18,6 +21,8 @@ help:
 	@echo "make table   write docs/engines.md: what each engine claims to do"
 	@echo "make proto   generate the gRPC code again"
 	@echo "make lock    pin the dependencies again"
+	@echo "make install     for a service: beneath PREFIX=/usr/local, see docs/operations.md"
+	@echo "make uninstall   all of that but the policy and the audit log"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] == (3, 11) else "vmsession is built with Python 3.11; set PYTHON=python3.11")'
