@@ -36,6 +36,7 @@ class Client:
     ) -> None:
         self.name = name
         self.on_record = False
+        self.late = False
         self.identity = identity
         self.account = account
         self.sessions: dict[str, Session] = {}

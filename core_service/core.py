@@ -15,7 +15,9 @@ from core_service.audit.fold import MEMORY
 from core_service.audit.watch import News
 from core_service.clients import Clients
 from core_service.dataspaces import Dataspaces, holder
+from core_service.drain import Drain
 from core_service.engine.catalog import Catalog
+from core_service.life import Life, Phase
 from core_service.names import Names
 from core_service.readers import Readers
 from core_service.refusal import Refusal, invalid, not_found
@@ -69,7 +71,8 @@ class Core:
         self.tickets = Tickets(settings.ticket_life)
         self.engines = Catalog(settings)
         self.sessions: dict[str, Session] = {}
-        self.stopping = False
+        self.life = Life()
+        self.drain = Drain(self.life, self.users)
         self.on_client_end: Callable[[Client], None] = lambda client: None
         self._reclaiming: set[asyncio.Task[None]] = set()
 
@@ -96,13 +99,17 @@ class Core:
         await self.audit.recorded(self.ledger.revision)
 
     def must_record(self, client: Client) -> None:
-        """Before a client makes anything. Raises AuditFailure if it could not be recorded."""
+        """Before a client makes anything. Raises AuditFailure if it could not be recorded, Refusal
+        SHUTTING_DOWN to who came when core drained already."""
+        if client.late:
+            raise Refusal("SHUTTING_DOWN", "core takes no new clients; retry with the next one")
         self.audit.require()
         self._put_on_record(client)
 
     def _client_admitted(self, client: Client) -> None:
         """One that comes while the log cannot be written may look and free, and is on record with the
         first thing that it makes."""
+        client.late = self.life.draining
         with suppress(AuditFailure):
             self._put_on_record(client)
 
@@ -125,8 +132,8 @@ class Core:
     ) -> Session:
         """Start an engine and make a session of it. Raises Refusal, OutOfRam, OutOfCaps."""
         check_label(label)
-        if self.stopping:
-            raise Refusal("SHUTTING_DOWN", "core is stopping; retry with the next one")
+        if self.life.draining:
+            raise Refusal("SHUTTING_DOWN", "core takes no new sessions; retry with the next one")
         client.must_live()
         quota = _session_quota(client.account, ram, capabilities)
         self.users.open_session(client.identity.uid)
@@ -142,7 +149,7 @@ class Core:
         self.sessions[name] = client.sessions[name] = session
         process.on_end = lambda why: self._engine_ended(session, why)
         log.info("session opened", session=name, engine=process.name, engine_pid=process.pid)
-        if client.reclaimed or self.stopping:
+        if client.reclaimed or self.life.stopping:
             await self.close_session(session, "client ended")
             client.must_live()
         return session
@@ -278,7 +285,8 @@ class Core:
 
     async def stop(self) -> None:
         """End all clients, and wait until nothing of them is left."""
-        self.stopping = True
+        self.life.reach(Phase.STOPPING)
+        self.drain.close()
         self.clients.end_all("core stops")
         while self._reclaiming:
             await asyncio.wait(self._reclaiming)

@@ -22,6 +22,8 @@ import uvloop
 from core_service.audit import AuditError, AuditFailure
 from core_service.audit.store import Durability
 from core_service.audit.writer import FILE_EVENTS
+from core_service.drain import DRAIN_LIMIT
+from core_service.drain_command import drain
 from core_service.service import Service, SocketInUseError
 from core_service.settings import (
     Settings,
@@ -35,8 +37,13 @@ UNLIMITED_DESCRIPTORS: Final = 1 << 20
 
 
 def main() -> None:
-    """Entry point: exit status 0 after an orderly stop, 1 if core cannot serve, 2 for usage."""
+    """Entry point: exit status 0 after an orderly stop, 1 if core cannot serve, 2 for usage; `vmcore
+    drain` adds its own."""
     arguments = _parser().parse_args()
+    sys.exit(arguments.command(arguments))
+
+
+def _serve(arguments: argparse.Namespace) -> int:
     _configure_log(arguments.log_level)
     _protect_process()
     capabilities, client_capabilities = capabilities_within(_raise_descriptor_limit())
@@ -65,19 +72,19 @@ def main() -> None:
         )
     except OSError as error:
         sys.exit(f"vmcore: cannot serve: {error}; choose another --directory")
+    return 0
 
 
 async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT."""
+    """Serve until SIGTERM, SIGINT or the end of a drain."""
     service = Service(settings)
-    stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, service.tell_to_stop)
     try:
         await service.start()
         print(f"vmcore: serving on {settings.socket}", flush=True)
-        await stop.wait()
+        await service.until_told_to_stop()
     finally:
         await service.stop()
 
@@ -86,7 +93,36 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vmcore", description="The core service of vmsession.")
     parser.add_argument("--version", action="version", version=version("vmsession"))
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    serving = commands.add_parser("serve", help="run the service in the foreground")
+    _serve_options(commands.add_parser("serve", help="run the service in the foreground"))
+    _drain_options(
+        commands.add_parser(
+            "drain",
+            help="end the service when the last session ended",
+            description="End the service when the last session ended; it takes no new ones. Exit "
+            "status: 0 when all ended by themselves, 3 when core ended some, 1 when it cannot be asked.",
+        )
+    )
+    return parser
+
+
+def _drain_options(draining: argparse.ArgumentParser) -> None:
+    draining.set_defaults(command=drain)
+    draining.add_argument(
+        "--within",
+        type=_seconds(DRAIN_LIMIT),
+        metavar="SECONDS",
+        help="end what is left after this time (default: no limit)",
+    )
+    draining.add_argument(
+        "--directory",
+        type=Path,
+        default=default_directory(),
+        help="where the service's sockets are (default: %(default)s)",
+    )
+
+
+def _serve_options(serving: argparse.ArgumentParser) -> None:
+    serving.set_defaults(command=_serve)
     serving.add_argument(
         "--directory",
         type=Path,
@@ -101,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     serving.add_argument(
         "--grace",
-        type=_seconds,
+        type=_seconds(3600),
         default=5.0,
         help="seconds for which a client's sessions outlive its lease (default: 5)",
     )
@@ -145,7 +181,6 @@ def _parser() -> argparse.ArgumentParser:
     serving.add_argument(
         "--log-level", choices=("debug", "info", "warning", "error"), default="info"
     )
-    return parser
 
 
 def _mode(text: str) -> int:
@@ -171,11 +206,14 @@ def _count(least: int) -> Callable[[str], int]:
     return count
 
 
-def _seconds(text: str) -> float:
-    with suppress(ValueError):
-        if 0 <= (seconds := float(text)) <= 3600:
-            return seconds
-    raise argparse.ArgumentTypeError(f"{text!r} is not within 0 and 3600 seconds")
+def _seconds(most: float) -> Callable[[str], float]:
+    def seconds(text: str) -> float:
+        with suppress(ValueError):
+            if 0 <= (value := float(text)) <= most:
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not within 0 and {most:.0f} seconds")
+
+    return seconds
 
 
 class _Stderr:

@@ -17,28 +17,21 @@ from urllib.parse import quote
 
 import grpc.aio
 import structlog
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
+from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from vmsession.v1 import (
-    audit_pb2,
-    audit_pb2_grpc,
-    core_pb2,
-    core_pb2_grpc,
-    dataspace_pb2,
-    dataspace_pb2_grpc,
-    vm_session_pb2,
-    vm_session_pb2_grpc,
-)
+from vmsession.v1 import audit_pb2_grpc, core_pb2_grpc, dataspace_pb2_grpc, vm_session_pb2_grpc
 
 from core_service.audit import AuditFailure, AuditLog
 from core_service.census import Census, take_census
 from core_service.core import Core
 from core_service.fd_channel import FdChannels
 from core_service.front_door import BACKLOG, FrontDoor
+from core_service.health import HEALTH, SERVICES, Health
+from core_service.life import Phase
 from core_service.rpc.audit_servicer import AuditServicer
 from core_service.rpc.core_servicer import CoreServicer
 from core_service.rpc.dataspace_servicer import DataspaceServicer
+from core_service.rpc.health_servicer import HealthServicer
 from core_service.rpc.interceptor import Errors
 from core_service.rpc.recording import Recording
 from core_service.rpc.vm_session_servicer import VmSessionServicer
@@ -53,12 +46,6 @@ INNER: Final = "inner-"
 SOCKET_PATH_LIMIT: Final = 107  # unix(7): sun_path, with the NUL that ends it
 STOP_GRACE: Final = 1.0
 STREAMS_PER_CONNECTION: Final = 1024
-SERVICES: Final = (
-    core_pb2.DESCRIPTOR.services_by_name["CoreService"].full_name,
-    vm_session_pb2.DESCRIPTOR.services_by_name["VmSessionService"].full_name,
-    dataspace_pb2.DESCRIPTOR.services_by_name["DataspaceService"].full_name,
-    audit_pb2.DESCRIPTOR.services_by_name["AuditService"].full_name,
-)
 
 
 class SocketInUseError(Exception):
@@ -71,6 +58,8 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._core: Core | None = None
+        self._health: Health | None = None
+        self._told_to_stop = asyncio.Event()
         self._idle = Census()
         self._bound: list[Path] = []
         self._inner: Path | None = None
@@ -88,18 +77,22 @@ class Service:
         except BlockingIOError:
             raise SocketInUseError(str(self._settings.socket)) from None
         core = self._core = await self._begin()
+        core.drain.on_over = self.tell_to_stop
         public = self._listen(self._settings.socket, socket.SOCK_STREAM)
         fds = self._listen(self._settings.fd_socket, socket.SOCK_SEQPACKET)
         self._inner = self._make_inner()
         grpc_socket = self._inner / "grpc.sock"
         check_path(grpc_socket)
-        self._server = await self._serve_inner(core, grpc_socket)
+        self._health = Health(core.life, core.audit, core.engines)
+        self._server = await self._serve_inner(core, self._health, grpc_socket)
         self._channels = FdChannels(core.clients, core.tickets, core.hand_out, core.may_leave)
         core.on_client_end = self._channels.close_of
         self._channels.open(fds)
         self._door = FrontDoor(core.clients, grpc_socket, self._settings.connections_per_user)
+        await self._health.begin()
         await self._door.open(public)
         self._idle = take_census()
+        core.life.reach(Phase.SERVING)
         log.info("serving", socket=str(self._settings.socket))
 
     async def _begin(self) -> Core:
@@ -130,7 +123,7 @@ class Service:
         self._bound.append(path)
         return listening
 
-    async def _serve_inner(self, core: Core, path: Path) -> grpc.aio.Server:
+    async def _serve_inner(self, core: Core, health: Health, path: Path) -> grpc.aio.Server:
         server = grpc.aio.server(
             interceptors=[Errors(), Recording(core)],
             options=[("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION)],
@@ -141,21 +134,26 @@ class Service:
         audit_pb2_grpc.add_AuditServiceServicer_to_server(
             AuditServicer(core, self.extra_fds), server
         )
-        checks = HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-        for name in ("", *SERVICES):
-            await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
-        reflection.enable_server_reflection(
-            (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server
-        )
+        health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(health), server)
+        reflection.enable_server_reflection((*SERVICES, HEALTH, reflection.SERVICE_NAME), server)
         server.add_insecure_port(f"unix:{quote(str(path))}")  # gRPC takes it for a URI
         await server.start()
         return server
+
+    def tell_to_stop(self) -> None:
+        """End `until_told_to_stop`, of a signal or when core has drained."""
+        self._told_to_stop.set()
+
+    async def until_told_to_stop(self) -> None:
+        """Return when it is time for `stop`."""
+        await self._told_to_stop.wait()
 
     async def stop(self) -> None:
         """End all clients, then the sockets; nothing is left."""
         if self._door:
             self._door.stop_accepting()
+        if self._health:
+            await self._health.close()
         if self._core:
             await self._core.stop()
         if self._channels:

@@ -4,6 +4,7 @@ each user has."""
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Final
 
 from core_service.refusal import Refusal
@@ -21,6 +22,7 @@ class Users:
         self._accounts: dict[int, Account] = {}
         self._clients: Counter[int] = Counter()
         self._sessions: Counter[int] = Counter()
+        self.on_session_end: Callable[[], None] = lambda: None
 
     @property
     def accounts(self) -> dict[int, Account]:
@@ -71,6 +73,7 @@ class Users:
         self._sessions[uid] -= 1
         if not self._sessions[uid]:
             del self._sessions[uid]
+        self.on_session_end()
 
     def let_go(self, uid: int) -> None:
         """Forget a user who has no clients and holds nothing."""

@@ -75,6 +75,11 @@ class Connection(AuditReader):
         answer = self.rpc.call(self._core.ListEngines, ListEnginesRequest(), ENGINES_SECONDS)
         return list(answer.engines)
 
+    @property
+    def draining(self) -> bool:
+        """Whether core takes no new sessions any more, and ends soon. Asks core."""
+        return self._greet().draining
+
     def create_session(self, engine: str = "", label: str = "") -> Session:
         """A new virtual machine; `engine` is a name of `engines()`, empty for the first available.
 

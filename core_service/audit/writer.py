@@ -62,6 +62,7 @@ class AuditLog:
         self._why: str | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
+        self.on_health: Callable[[], None] = lambda: None
         self._subscribers: list[Callable[[Sequence[Committed]], None]] = []
         self._thread = threading.Thread(target=self._write, name="audit writer")
         self._thread.start()
@@ -214,6 +215,7 @@ class AuditLog:
         if self._why is not None:
             self._why = None
             log.info("audit log can be written again", directory=str(self._directory))
+            self._call(self.on_health)
         self._call(self._settle, committed)
 
     def _must_have_all(self, there: Head) -> None:
@@ -267,6 +269,7 @@ class AuditLog:
         for _, done in waiters:
             if not done.done():
                 done.set_exception(AuditFailure(why))
+        self.on_health()
 
 
 def _told(error: Exception) -> str:

@@ -77,6 +77,7 @@ class Catalog:
         self._surveyed = 0.0
         self._survey: asyncio.Task[list[Found]] | None = None
         self._closed = False
+        self.on_start: Callable[[str, bool], None] = lambda engine, well: None
 
     @property
     def processes(self) -> int:
@@ -144,6 +145,15 @@ class Catalog:
     async def _start(self, kind: Kind) -> EngineProcess:
         if self._closed:
             raise Refusal("SHUTTING_DOWN", "core is stopping; retry with the next one")
+        try:
+            process = await self._spawn(kind)
+        except Refusal:
+            self.on_start(kind.name, False)
+            raise
+        self.on_start(kind.name, True)
+        return process
+
+    async def _spawn(self, kind: Kind) -> EngineProcess:
         if not kind.executable.exists():
             raise self._unavailable(
                 kind.name, "it was not built: install vmsession with gcc present"

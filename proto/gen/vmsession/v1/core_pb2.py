@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17vmsession/v1/core.proto\x12\x0cvmsession.v1\"\x10\n\x0eGetInfoRequest\"\xdf\x01\n\x0fGetInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x10\n\x08page_abi\x18\x02 \x01(\r\x12\x17\n\x0f\x66\x64_channel_path\x18\x03 \x01(\t\x12,\n\x06\x63lient\x18\x04 \x01(\x0b\x32\x1c.vmsession.v1.ClientIdentity\x12\x15\n\rgrace_seconds\x18\x05 \x01(\x01\x12 \n\x03ram\x18\x06 \x01(\x0b\x32\x13.vmsession.v1.Quota\x12)\n\x0c\x63\x61pabilities\x18\x07 \x01(\x0b\x32\x13.vmsession.v1.Quota\"7\n\x0e\x43lientIdentity\x12\x0b\n\x03uid\x18\x01 \x01(\r\x12\x0b\n\x03gid\x18\x02 \x01(\r\x12\x0b\n\x03pid\x18\x03 \x01(\r\"2\n\x05Quota\x12\x0c\n\x04used\x18\x01 \x01(\x04\x12\x0c\n\x04peak\x18\x02 \x01(\x04\x12\r\n\x05limit\x18\x03 \x01(\x04\"\x14\n\x12ListEnginesRequest\"<\n\x13ListEnginesResponse\x12%\n\x07\x65ngines\x18\x01 \x03(\x0b\x32\x14.vmsession.v1.Engine\"x\n\x06\x45ngine\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tavailable\x18\x02 \x01(\x08\x12\x1b\n\x13unavailable_because\x18\x03 \x01(\t\x12\x30\n\x0c\x63\x61pabilities\x18\x04 \x01(\x0b\x32\x1a.vmsession.v1.Capabilities\"\x84\x01\n\x0c\x43\x61pabilities\x12\x11\n\tmax_vcpus\x18\x01 \x01(\r\x12\x15\n\rphysical_bits\x18\x02 \x01(\r\x12\x0f\n\x07tsc_khz\x18\x03 \x01(\r\x12\x11\n\tregisters\x18\x04 \x03(\t\x12\x14\n\x0c\x65xit_reasons\x18\x05 \x03(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x06 \x03(\t\"\x16\n\x14OpenFdChannelRequest\"5\n\x15OpenFdChannelResponse\x12\x0e\n\x06ticket\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"\x12\n\x10KeepAliveRequest\"-\n\x11KeepAliveResponse\x12\x18\n\x10interval_seconds\x18\x01 \x01(\x01\x32\xd3\x02\n\x0b\x43oreService\x12\x46\n\x07GetInfo\x12\x1c.vmsession.v1.GetInfoRequest\x1a\x1d.vmsession.v1.GetInfoResponse\x12R\n\x0bListEngines\x12 .vmsession.v1.ListEnginesRequest\x1a!.vmsession.v1.ListEnginesResponse\x12X\n\rOpenFdChannel\x12\".vmsession.v1.OpenFdChannelRequest\x1a#.vmsession.v1.OpenFdChannelResponse\x12N\n\tKeepAlive\x12\x1e.vmsession.v1.KeepAliveRequest\x1a\x1f.vmsession.v1.KeepAliveResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17vmsession/v1/core.proto\x12\x0cvmsession.v1\"\x10\n\x0eGetInfoRequest\"\xf1\x01\n\x0fGetInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x10\n\x08page_abi\x18\x02 \x01(\r\x12\x17\n\x0f\x66\x64_channel_path\x18\x03 \x01(\t\x12,\n\x06\x63lient\x18\x04 \x01(\x0b\x32\x1c.vmsession.v1.ClientIdentity\x12\x15\n\rgrace_seconds\x18\x05 \x01(\x01\x12 \n\x03ram\x18\x06 \x01(\x0b\x32\x13.vmsession.v1.Quota\x12)\n\x0c\x63\x61pabilities\x18\x07 \x01(\x0b\x32\x13.vmsession.v1.Quota\x12\x10\n\x08\x64raining\x18\x08 \x01(\x08\"7\n\x0e\x43lientIdentity\x12\x0b\n\x03uid\x18\x01 \x01(\r\x12\x0b\n\x03gid\x18\x02 \x01(\r\x12\x0b\n\x03pid\x18\x03 \x01(\r\"2\n\x05Quota\x12\x0c\n\x04used\x18\x01 \x01(\x04\x12\x0c\n\x04peak\x18\x02 \x01(\x04\x12\r\n\x05limit\x18\x03 \x01(\x04\"\x14\n\x12ListEnginesRequest\"<\n\x13ListEnginesResponse\x12%\n\x07\x65ngines\x18\x01 \x03(\x0b\x32\x14.vmsession.v1.Engine\"x\n\x06\x45ngine\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tavailable\x18\x02 \x01(\x08\x12\x1b\n\x13unavailable_because\x18\x03 \x01(\t\x12\x30\n\x0c\x63\x61pabilities\x18\x04 \x01(\x0b\x32\x1a.vmsession.v1.Capabilities\"\x84\x01\n\x0c\x43\x61pabilities\x12\x11\n\tmax_vcpus\x18\x01 \x01(\r\x12\x15\n\rphysical_bits\x18\x02 \x01(\r\x12\x0f\n\x07tsc_khz\x18\x03 \x01(\r\x12\x11\n\tregisters\x18\x04 \x03(\t\x12\x14\n\x0c\x65xit_reasons\x18\x05 \x03(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x06 \x03(\t\"\x16\n\x14OpenFdChannelRequest\"5\n\x15OpenFdChannelResponse\x12\x0e\n\x06ticket\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"\x12\n\x10KeepAliveRequest\"?\n\x11KeepAliveResponse\x12\x18\n\x10interval_seconds\x18\x01 \x01(\x01\x12\x10\n\x08\x64raining\x18\x02 \x01(\x08\">\n\x0c\x44rainRequest\x12\x1b\n\x0ewithin_seconds\x18\x01 \x01(\x01H\x00\x88\x01\x01\x42\x11\n\x0f_within_seconds\"w\n\rDrainResponse\x12\x10\n\x08sessions\x18\x01 \x01(\r\x12\x1e\n\x11remaining_seconds\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04over\x18\x03 \x01(\x08\x12\x10\n\x08\x63ore_pid\x18\x04 \x01(\rB\x14\n\x12_remaining_seconds2\x97\x03\n\x0b\x43oreService\x12\x46\n\x07GetInfo\x12\x1c.vmsession.v1.GetInfoRequest\x1a\x1d.vmsession.v1.GetInfoResponse\x12R\n\x0bListEngines\x12 .vmsession.v1.ListEnginesRequest\x1a!.vmsession.v1.ListEnginesResponse\x12X\n\rOpenFdChannel\x12\".vmsession.v1.OpenFdChannelRequest\x1a#.vmsession.v1.OpenFdChannelResponse\x12N\n\tKeepAlive\x12\x1e.vmsession.v1.KeepAliveRequest\x1a\x1f.vmsession.v1.KeepAliveResponse0\x01\x12\x42\n\x05\x44rain\x12\x1a.vmsession.v1.DrainRequest\x1a\x1b.vmsession.v1.DrainResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,27 +34,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETINFOREQUEST']._serialized_start=41
   _globals['_GETINFOREQUEST']._serialized_end=57
   _globals['_GETINFORESPONSE']._serialized_start=60
-  _globals['_GETINFORESPONSE']._serialized_end=283
-  _globals['_CLIENTIDENTITY']._serialized_start=285
-  _globals['_CLIENTIDENTITY']._serialized_end=340
-  _globals['_QUOTA']._serialized_start=342
-  _globals['_QUOTA']._serialized_end=392
-  _globals['_LISTENGINESREQUEST']._serialized_start=394
-  _globals['_LISTENGINESREQUEST']._serialized_end=414
-  _globals['_LISTENGINESRESPONSE']._serialized_start=416
-  _globals['_LISTENGINESRESPONSE']._serialized_end=476
-  _globals['_ENGINE']._serialized_start=478
-  _globals['_ENGINE']._serialized_end=598
-  _globals['_CAPABILITIES']._serialized_start=601
-  _globals['_CAPABILITIES']._serialized_end=733
-  _globals['_OPENFDCHANNELREQUEST']._serialized_start=735
-  _globals['_OPENFDCHANNELREQUEST']._serialized_end=757
-  _globals['_OPENFDCHANNELRESPONSE']._serialized_start=759
-  _globals['_OPENFDCHANNELRESPONSE']._serialized_end=812
-  _globals['_KEEPALIVEREQUEST']._serialized_start=814
-  _globals['_KEEPALIVEREQUEST']._serialized_end=832
-  _globals['_KEEPALIVERESPONSE']._serialized_start=834
-  _globals['_KEEPALIVERESPONSE']._serialized_end=879
-  _globals['_CORESERVICE']._serialized_start=882
-  _globals['_CORESERVICE']._serialized_end=1221
+  _globals['_GETINFORESPONSE']._serialized_end=301
+  _globals['_CLIENTIDENTITY']._serialized_start=303
+  _globals['_CLIENTIDENTITY']._serialized_end=358
+  _globals['_QUOTA']._serialized_start=360
+  _globals['_QUOTA']._serialized_end=410
+  _globals['_LISTENGINESREQUEST']._serialized_start=412
+  _globals['_LISTENGINESREQUEST']._serialized_end=432
+  _globals['_LISTENGINESRESPONSE']._serialized_start=434
+  _globals['_LISTENGINESRESPONSE']._serialized_end=494
+  _globals['_ENGINE']._serialized_start=496
+  _globals['_ENGINE']._serialized_end=616
+  _globals['_CAPABILITIES']._serialized_start=619
+  _globals['_CAPABILITIES']._serialized_end=751
+  _globals['_OPENFDCHANNELREQUEST']._serialized_start=753
+  _globals['_OPENFDCHANNELREQUEST']._serialized_end=775
+  _globals['_OPENFDCHANNELRESPONSE']._serialized_start=777
+  _globals['_OPENFDCHANNELRESPONSE']._serialized_end=830
+  _globals['_KEEPALIVEREQUEST']._serialized_start=832
+  _globals['_KEEPALIVEREQUEST']._serialized_end=850
+  _globals['_KEEPALIVERESPONSE']._serialized_start=852
+  _globals['_KEEPALIVERESPONSE']._serialized_end=915
+  _globals['_DRAINREQUEST']._serialized_start=917
+  _globals['_DRAINREQUEST']._serialized_end=979
+  _globals['_DRAINRESPONSE']._serialized_start=981
+  _globals['_DRAINRESPONSE']._serialized_end=1100
+  _globals['_CORESERVICE']._serialized_start=1103
+  _globals['_CORESERVICE']._serialized_end=1510
 # @@protoc_insertion_point(module_scope)

@@ -48,6 +48,7 @@ class GetInfoResponse(_message.Message):
     GRACE_SECONDS_FIELD_NUMBER: _builtins.int
     RAM_FIELD_NUMBER: _builtins.int
     CAPABILITIES_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of the distribution, as in `0.1.0`."""
     page_abi: _builtins.int
@@ -56,6 +57,8 @@ class GetInfoResponse(_message.Message):
     """Path of the fd channel's socket."""
     grace_seconds: _builtins.float
     """Seconds for which a client's sessions outlive its lease."""
+    draining: _builtins.bool
+    """True when core takes no new sessions any more, and ends soon."""
     @_builtins.property
     def client(self) -> Global___ClientIdentity:
         """The caller as core sees it."""
@@ -78,10 +81,11 @@ class GetInfoResponse(_message.Message):
         grace_seconds: _builtins.float = ...,
         ram: Global___Quota | None = ...,
         capabilities: Global___Quota | None = ...,
+        draining: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "client", b"client", "ram", b"ram"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "client", b"client", "fd_channel_path", b"fd_channel_path", "grace_seconds", b"grace_seconds", "page_abi", b"page_abi", "ram", b"ram", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "client", b"client", "draining", b"draining", "fd_channel_path", b"fd_channel_path", "grace_seconds", b"grace_seconds", "page_abi", b"page_abi", "ram", b"ram", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -344,17 +348,83 @@ class KeepAliveResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     INTERVAL_SECONDS_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     interval_seconds: _builtins.float
-    """Seconds until the next message."""
+    """Seconds until the next message, which may come earlier when something changes."""
+    draining: _builtins.bool
+    """True when core takes no new sessions any more, and ends soon."""
     def __init__(
         self,
         *,
         interval_seconds: _builtins.float = ...,
+        draining: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["interval_seconds", b"interval_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "interval_seconds", b"interval_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___KeepAliveResponse: _TypeAlias = KeepAliveResponse  # noqa: Y015
+
+@_typing.final
+class DrainRequest(_message.Message):
+    """Asks core to end once nobody needs it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WITHIN_SECONDS_FIELD_NUMBER: _builtins.int
+    within_seconds: _builtins.float
+    """Seconds after which core ends whatever is left, from 0 to 31 days. Absent: no limit."""
+    def __init__(
+        self,
+        *,
+        within_seconds: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_within_seconds", b"_within_seconds", "within_seconds", b"within_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_within_seconds", b"_within_seconds", "within_seconds", b"within_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__within_seconds: _TypeAlias = _typing.Literal["within_seconds"]  # noqa: Y015
+    _WhichOneofArgType__within_seconds: _TypeAlias = _typing.Literal["_within_seconds", b"_within_seconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__within_seconds) -> _WhichOneofReturnType__within_seconds | None: ...
+
+Global___DrainRequest: _TypeAlias = DrainRequest  # noqa: Y015
+
+@_typing.final
+class DrainResponse(_message.Message):
+    """How far core is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSIONS_FIELD_NUMBER: _builtins.int
+    REMAINING_SECONDS_FIELD_NUMBER: _builtins.int
+    OVER_FIELD_NUMBER: _builtins.int
+    CORE_PID_FIELD_NUMBER: _builtins.int
+    sessions: _builtins.int
+    """Sessions that there still are. In the last message: those that core ends, as the time is over or a
+    signal said so.
+    """
+    remaining_seconds: _builtins.float
+    """Seconds until core ends what is left; absent without a limit."""
+    over: _builtins.bool
+    """True in the last message: core ends."""
+    core_pid: _builtins.int
+    """Core's process id, in its own PID namespace."""
+    def __init__(
+        self,
+        *,
+        sessions: _builtins.int = ...,
+        remaining_seconds: _builtins.float | None = ...,
+        over: _builtins.bool = ...,
+        core_pid: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_remaining_seconds", b"_remaining_seconds", "remaining_seconds", b"remaining_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_remaining_seconds", b"_remaining_seconds", "core_pid", b"core_pid", "over", b"over", "remaining_seconds", b"remaining_seconds", "sessions", b"sessions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__remaining_seconds: _TypeAlias = _typing.Literal["remaining_seconds"]  # noqa: Y015
+    _WhichOneofArgType__remaining_seconds: _TypeAlias = _typing.Literal["_remaining_seconds", b"_remaining_seconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__remaining_seconds) -> _WhichOneofReturnType__remaining_seconds | None: ...
+
+Global___DrainResponse: _TypeAlias = DrainResponse  # noqa: Y015

@@ -57,6 +57,11 @@ class CoreServiceStub:
                 request_serializer=vmsession_dot_v1_dot_core__pb2.KeepAliveRequest.SerializeToString,
                 response_deserializer=vmsession_dot_v1_dot_core__pb2.KeepAliveResponse.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_stream(
+                '/vmsession.v1.CoreService/Drain',
+                request_serializer=vmsession_dot_v1_dot_core__pb2.DrainRequest.SerializeToString,
+                response_deserializer=vmsession_dot_v1_dot_core__pb2.DrainResponse.FromString,
+                _registered_method=True)
 
 
 class CoreServiceServicer:
@@ -103,6 +108,18 @@ class CoreServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Drain(self, request, context):
+        """Ends core once nobody needs it: from now on there are no new sessions, clients that come now make
+        nothing, and core ends when the last session did, or after the stated time with whatever is left.
+        Tells the progress at once, with each session that ends, and each few seconds; the last message has
+        `over`. The end of the call changes nothing: core goes on draining. Again: the earlier end counts.
+
+        Errors: DENIED (you are not an operator), INVALID_ARGUMENT (within_seconds).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CoreServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -125,6 +142,11 @@ def add_CoreServiceServicer_to_server(servicer, server):
                     servicer.KeepAlive,
                     request_deserializer=vmsession_dot_v1_dot_core__pb2.KeepAliveRequest.FromString,
                     response_serializer=vmsession_dot_v1_dot_core__pb2.KeepAliveResponse.SerializeToString,
+            ),
+            'Drain': grpc.unary_stream_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=vmsession_dot_v1_dot_core__pb2.DrainRequest.FromString,
+                    response_serializer=vmsession_dot_v1_dot_core__pb2.DrainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -238,6 +260,33 @@ class CoreService:
             '/vmsession.v1.CoreService/KeepAlive',
             vmsession_dot_v1_dot_core__pb2.KeepAliveRequest.SerializeToString,
             vmsession_dot_v1_dot_core__pb2.KeepAliveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/vmsession.v1.CoreService/Drain',
+            vmsession_dot_v1_dot_core__pb2.DrainRequest.SerializeToString,
+            vmsession_dot_v1_dot_core__pb2.DrainResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -57,6 +57,14 @@ class CoreServiceStub:
     """Keeps the client alive while the stream is open, for clients without an fd channel. Core sends one
     message at once and then one each interval. No errors of its own.
     """
+    Drain: _grpc.UnaryStreamMultiCallable[_core_pb2.DrainRequest, _core_pb2.DrainResponse]
+    """Ends core once nobody needs it: from now on there are no new sessions, clients that come now make
+    nothing, and core ends when the last session did, or after the stated time with whatever is left.
+    Tells the progress at once, with each session that ends, and each few seconds; the last message has
+    `over`. The end of the call changes nothing: core goes on draining. Again: the earlier end counts.
+
+    Errors: DENIED (you are not an operator), INVALID_ARGUMENT (within_seconds).
+    """
 
 @_typing.type_check_only
 class CoreServiceAsyncStub(CoreServiceStub):
@@ -86,6 +94,14 @@ class CoreServiceAsyncStub(CoreServiceStub):
     KeepAlive: _aio.UnaryStreamMultiCallable[_core_pb2.KeepAliveRequest, _core_pb2.KeepAliveResponse]  # type: ignore[assignment]
     """Keeps the client alive while the stream is open, for clients without an fd channel. Core sends one
     message at once and then one each interval. No errors of its own.
+    """
+    Drain: _aio.UnaryStreamMultiCallable[_core_pb2.DrainRequest, _core_pb2.DrainResponse]  # type: ignore[assignment]
+    """Ends core once nobody needs it: from now on there are no new sessions, clients that come now make
+    nothing, and core ends when the last session did, or after the stated time with whatever is left.
+    Tells the progress at once, with each session that ends, and each few seconds; the last message has
+    `over`. The end of the call changes nothing: core goes on draining. Again: the earlier end counts.
+
+    Errors: DENIED (you are not an operator), INVALID_ARGUMENT (within_seconds).
     """
 
 class CoreServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -137,6 +153,20 @@ class CoreServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_core_pb2.KeepAliveResponse], _abc.AsyncIterator[_core_pb2.KeepAliveResponse]]:
         """Keeps the client alive while the stream is open, for clients without an fd channel. Core sends one
         message at once and then one each interval. No errors of its own.
+        """
+
+    @_abc_1.abstractmethod
+    def Drain(
+        self,
+        request: _core_pb2.DrainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_core_pb2.DrainResponse], _abc.AsyncIterator[_core_pb2.DrainResponse]]:
+        """Ends core once nobody needs it: from now on there are no new sessions, clients that come now make
+        nothing, and core ends when the last session did, or after the stated time with whatever is left.
+        Tells the progress at once, with each session that ends, and each few seconds; the last message has
+        `over`. The end of the call changes nothing: core goes on draining. Again: the earlier end counts.
+
+        Errors: DENIED (you are not an operator), INVALID_ARGUMENT (within_seconds).
         """
 
 def add_CoreServiceServicer_to_server(servicer: CoreServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -74,7 +74,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_WRONG_TRANSPORT: _ErrorReason.ValueType  # 18
     """FAILED_PRECONDITION. The vCPU has the other transport."""
     ERROR_REASON_SHUTTING_DOWN: _ErrorReason.ValueType  # 19
-    """UNAVAILABLE. Core is shutting down: retry with the next core. Or this client's lease ended, and
+    """UNAVAILABLE. Core drains or shuts down: retry with the next core. Or this client's lease ended, and
     everything of it is gone: start again on a new connection.
     """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 20
@@ -162,7 +162,7 @@ ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 17
 ERROR_REASON_WRONG_TRANSPORT: ErrorReason.ValueType  # 18
 """FAILED_PRECONDITION. The vCPU has the other transport."""
 ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 19
-"""UNAVAILABLE. Core is shutting down: retry with the next core. Or this client's lease ended, and
+"""UNAVAILABLE. Core drains or shuts down: retry with the next core. Or this client's lease ended, and
 everything of it is gone: start again on a new connection.
 """
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 20
