@@ -7,6 +7,7 @@ nothing is made, and an engine that works. Nothing is SERVING while core starts,
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -45,6 +46,7 @@ class Health:
         self._engines = engines
         self._survey_again = survey_again
         self._works: dict[str, bool] = {}
+        self.on_news: Callable[[str], None] = lambda why_not: None
         self._changed = asyncio.Event()
         self._following: asyncio.Task[None] | None = None
         life.on_change(lambda _: self._tell())
@@ -95,10 +97,12 @@ class Health:
         changed.set()
 
     async def _follow(self) -> None:
+        await self._life.until(Phase.SERVING)
         told = None
         while not self._life.draining:
             if told != (why := self.why_not(WHOLE)):
                 log.info("health", serving=not why, why=why)
+                self.on_news(why)
                 told = why
             limit = None if self._engine_works else self._survey_again
             try:

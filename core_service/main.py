@@ -19,11 +19,13 @@ from typing import Final, TextIO, cast, get_args
 import structlog
 import uvloop
 
+from core_service.activation import ActivationError, inherited
 from core_service.audit import AuditError, AuditFailure
 from core_service.audit.store import Durability
 from core_service.audit.writer import FILE_EVENTS
 from core_service.drain import DRAIN_LIMIT
 from core_service.drain_command import drain
+from core_service.manager import Manager
 from core_service.service import Service, SocketInUseError
 from core_service.settings import (
     Settings,
@@ -65,6 +67,8 @@ def _serve(arguments: argparse.Namespace) -> int:
         sys.exit(f"vmcore: another core serves on {error}; stop it, or choose another --directory")
     except (AuditError, AuditFailure) as error:
         sys.exit(f"vmcore: {error}; repair the audit log, or choose another --audit-directory")
+    except ActivationError as error:
+        sys.exit(f"vmcore: {error}; mend the socket's unit")
     except PermissionError as error:
         sys.exit(
             f"vmcore: {error}; choose a --directory that you may write, and name "
@@ -77,7 +81,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 async def serve(settings: Settings) -> None:
     """Serve until SIGTERM, SIGINT or the end of a drain."""
-    service = Service(settings)
+    service = Service(settings, Manager.of(os.environ), inherited(os.environ))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.tell_to_stop)

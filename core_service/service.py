@@ -21,6 +21,7 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from vmsession.v1 import audit_pb2_grpc, core_pb2_grpc, dataspace_pb2_grpc, vm_session_pb2_grpc
 
+from core_service import activation
 from core_service.audit import AuditFailure, AuditLog
 from core_service.census import Census, take_census
 from core_service.core import Core
@@ -28,6 +29,7 @@ from core_service.fd_channel import FdChannels
 from core_service.front_door import BACKLOG, FrontDoor
 from core_service.health import HEALTH, SERVICES, Health
 from core_service.life import Phase
+from core_service.manager import Manager
 from core_service.rpc.audit_servicer import AuditServicer
 from core_service.rpc.core_servicer import CoreServicer
 from core_service.rpc.dataspace_servicer import DataspaceServicer
@@ -55,8 +57,16 @@ class SocketInUseError(Exception):
 class Service:
     """Owns the sockets, their files, and core."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        manager: Manager | None = None,
+        passed: dict[str, socket.socket] | None = None,
+    ) -> None:
+        """`passed` are sockets of the service manager's, by name; what is not there, core makes."""
         self._settings = settings
+        self._manager = manager or Manager()
+        self._passed = passed or {}
         self._core: Core | None = None
         self._health: Health | None = None
         self._told_to_stop = asyncio.Event()
@@ -69,7 +79,7 @@ class Service:
         self._channels: FdChannels | None = None
 
     async def start(self) -> None:
-        """Serve. Raises OSError, SocketInUseError, AuditError, AuditFailure."""
+        """Serve. Raises OSError, SocketInUseError, ActivationError, AuditError, AuditFailure."""
         asyncio.get_running_loop().set_default_executor(workers())
         self._settings.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         try:
@@ -78,8 +88,9 @@ class Service:
             raise SocketInUseError(str(self._settings.socket)) from None
         core = self._core = await self._begin()
         core.drain.on_over = self.tell_to_stop
-        public = self._listen(self._settings.socket, socket.SOCK_STREAM)
-        fds = self._listen(self._settings.fd_socket, socket.SOCK_SEQPACKET)
+        core.life.on_change(self._manager.reached)
+        public = self._listen(activation.CORE, self._settings.socket)
+        fds = self._listen(activation.FDS, self._settings.fd_socket)
         self._inner = self._make_inner()
         grpc_socket = self._inner / "grpc.sock"
         check_path(grpc_socket)
@@ -93,6 +104,7 @@ class Service:
         await self._door.open(public)
         self._idle = take_census()
         core.life.reach(Phase.SERVING)
+        self._health.on_news = self._manager.health
         log.info("serving", socket=str(self._settings.socket))
 
     async def _begin(self) -> Core:
@@ -118,8 +130,12 @@ class Service:
             shutil.rmtree(left, ignore_errors=True)
         return Path(tempfile.mkdtemp(prefix=INNER, dir=directory))
 
-    def _listen(self, path: Path, kind: socket.SocketKind) -> socket.socket:
-        listening = listen(path, kind, self._settings.socket_mode)
+    def _listen(self, name: str, path: Path) -> socket.socket:
+        """The socket that was passed, whose file is the manager's; else one of core's own."""
+        if passed := self._passed.pop(name, None):
+            activation.check(name, passed, path)
+            return passed
+        listening = listen(path, activation.KINDS[name], self._settings.socket_mode)
         self._bound.append(path)
         return listening
 
@@ -169,6 +185,7 @@ class Service:
             shutil.rmtree(self._inner, ignore_errors=True)
         if self._lock >= 0:
             os.close(self._lock)
+        self._manager.close()
         log.info("stopped")
 
     def extra_fds(self) -> int:
