@@ -7,6 +7,7 @@ DESTDIR ?=
 HOME_DIRECTORY := $(PREFIX)/lib/vmsession
 STAGE := $(DESTDIR)$(HOME_DIRECTORY)
 LIBRARY := $(DESTDIR)$(PREFIX)/lib
+HELPERS := $(DESTDIR)$(PREFIX)/libexec/vmsession
 SHARE := $(DESTDIR)$(PREFIX)/share
 CONFIGURATION := $(DESTDIR)$(SYSCONFDIR)/vmsession
 
@@ -45,11 +46,12 @@ install-programs:
 # there stays.
 install-files:
 	@install -d "$(LIBRARY)/systemd/system" "$(LIBRARY)/sysusers.d" "$(LIBRARY)/tmpfiles.d" \
-		"$(LIBRARY)/udev/rules.d" "$(SHARE)/doc/vmsession/policy" "$(CONFIGURATION)"
+		"$(LIBRARY)/udev/rules.d" "$(SHARE)/doc/vmsession/policy" "$(HELPERS)" "$(CONFIGURATION)"
 	@for unit in $(UNITS); do \
 		sed 's|/usr/local/|$(PREFIX)/|' "deploy/systemd/$$unit" >"$(LIBRARY)/systemd/system/$$unit" || exit 1; \
 		chmod 0644 "$(LIBRARY)/systemd/system/$$unit" || exit 1; \
 	done
+	@install -m 0755 deploy/libexec/* "$(HELPERS)/"
 	@install -m 0644 deploy/sysusers.d/vmsession.conf "$(LIBRARY)/sysusers.d/"
 	@install -m 0644 deploy/tmpfiles.d/vmsession.conf "$(LIBRARY)/tmpfiles.d/"
 	@install -m 0644 deploy/udev/70-vmsession-kvm.rules "$(LIBRARY)/udev/rules.d/"
@@ -66,7 +68,7 @@ install-files:
 
 # What the operator and core wrote stays: the policy, the audit log, and the users who own it.
 uninstall:
-	@rm -rf "$(STAGE)" "$(STAGE).new" "$(STAGE).old" "$(SHARE)/doc/vmsession"
+	@rm -rf "$(STAGE)" "$(STAGE).new" "$(STAGE).old" "$(HELPERS)" "$(SHARE)/doc/vmsession"
 	@rm -f $(foreach command,$(COMMANDS),"$(DESTDIR)$(PREFIX)/bin/$(command)") \
 		$(foreach unit,$(UNITS),"$(LIBRARY)/systemd/system/$(unit)") \
 		$(foreach page,$(PAGES),"$(SHARE)/man/man$(subst .,,$(suffix $(page)))/$(page)") \

@@ -39,7 +39,7 @@ def with_host_units(stage: Path) -> None:
         symlinks=True,
         dirs_exist_ok=True,
     )
-    for program in ("usr/local/bin/vmcore", "usr/local/bin/vmm", "bin/kill"):
+    for program in ("usr/local/bin/vmcore", "usr/local/bin/vmm", "usr/bin/kill", "bin/kill"):
         path = stage / program
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("#!/bin/sh\n")

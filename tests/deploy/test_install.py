@@ -15,7 +15,7 @@ POLICY = "etc/vmsession/policy.toml"
 def test_every_file_of_deploy_is_installed(tmp_path: Path) -> None:
     make("install-files", tmp_path)
     installed = {Path(name).name for name in files_below(tmp_path)}
-    for kind in ("systemd/*", "sysusers.d/*", "tmpfiles.d/*", "udev/*", "policy/*"):
+    for kind in ("systemd/*", "libexec/*", "sysusers.d/*", "tmpfiles.d/*", "udev/*", "policy/*"):
         assert {path.name for path in DEPLOY.glob(kind)} <= installed
 
 
