@@ -123,6 +123,15 @@ Write the log as lines of JSON, with hashes that can be checked without core.
 
 Whoever does not see everything gets what concerns him, which is no whole chain.""",
     ),
+    "health": (
+        "vmm_client.cli.health:health",
+        """\
+Tell whether core serves, and which of its services.
+
+Core does not serve while it starts or drains, while its log cannot be written, or when no engine works.
+
+Exit status: 0 when core serves, 1 when it does not, or there is none.""",
+    ),
     "doctor": (
         "vmm_client.cli.doctor:doctor",
         """\
