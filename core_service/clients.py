@@ -105,7 +105,8 @@ class Clients:
             self._watches[client] = pidfd
             asyncio.get_running_loop().add_reader(pidfd, client.end, "client process ended")
         self._admitted(client)
-        log.info("client connected", uid=identity.uid, gid=identity.gid, pid=identity.pid)
+        told = {"client": name, "uid": identity.uid, "gid": identity.gid, "pid": identity.pid}
+        log.info("client connected", **told)
         return client
 
     def _ended(self, client: Client, cause: str) -> None:
@@ -116,5 +117,6 @@ class Clients:
         if self._by_identity.get(client.identity) is client:
             del self._by_identity[client.identity]
         self._anonymous.discard(client)
-        log.info("client ended", uid=client.identity.uid, pid=client.identity.pid, cause=cause)
+        who = client.identity
+        log.info("client ended", client=client.name, uid=who.uid, pid=who.pid, cause=cause)
         self._reclaim(client, cause)

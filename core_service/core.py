@@ -18,6 +18,7 @@ from core_service.dataspaces import Dataspaces, holder
 from core_service.drain import Drain
 from core_service.engine.catalog import Catalog
 from core_service.life import Life, Phase
+from core_service.logs import about
 from core_service.names import Names
 from core_service.readers import Readers
 from core_service.refusal import Refusal, invalid, not_found
@@ -148,7 +149,8 @@ class Core:
         session = Session(name, label, client, account, process, self.dataspaces)
         self.sessions[name] = client.sessions[name] = session
         process.on_end = lambda why: self._engine_ended(session, why)
-        log.info("session opened", session=name, engine=process.name, engine_pid=process.pid)
+        about(client, session=name)
+        log.info("session opened", engine=process.name, engine_pid=process.pid)
         if client.reclaimed or self.life.stopping:
             await self.close_session(session, "client ended")
             client.must_live()
@@ -180,6 +182,7 @@ class Core:
 
     async def close_session(self, session: Session, cause: str, actor: str = "") -> None:
         """End a session and forget it."""
+        about(session.client, session=session.name)
         await session.close(cause, actor)
         if self.sessions.pop(session.name, None):
             del session.client.sessions[session.name]
@@ -206,7 +209,8 @@ class Core:
 
     def _engine_ended(self, session: Session, why: str) -> None:
         """An engine died of itself: its session goes, everything else stays."""
-        log.warning("engine ended", session=session.name, why=why)
+        about(session.client, session=session.name)
+        log.warning("engine ended", why=why)
         session.client.session_died(session.name, why)
         self._in_background(self.close_session(session, f"engine ended: {why}"))
 
@@ -264,6 +268,7 @@ class Core:
 
     async def _reclaim(self, client: Client, cause: str) -> None:
         """vCPUs, then mappings, then memory, then quota."""
+        about(client)
         await client.settled()
         sessions = list(client.sessions.values())
         await asyncio.gather(*(self.close_session(session, cause) for session in sessions))

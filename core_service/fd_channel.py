@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from core_service.identity import peer_identity
+from core_service.logs import about
 from core_service.refusal import Refusal
 from dataspace.errors import DataspaceError
 
@@ -197,6 +198,7 @@ class FdChannel:
         except Refusal as refusal:
             self.send(f"error {refusal.reason} {refusal}")
         except OSError as error:
+            about(client)
             log.warning("cannot send an fd", error=str(error))
             self.close()
         finally:

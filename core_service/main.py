@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import ctypes
-import logging
 import os
 import resource
 import signal
@@ -14,11 +13,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final, TextIO, cast, get_args
+from typing import Final, get_args
 
-import structlog
 import uvloop
 
+from core_service import logs
 from core_service.activation import ActivationError, inherited
 from core_service.audit import AuditError, AuditFailure
 from core_service.audit.store import Durability
@@ -46,7 +45,7 @@ def main() -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    _configure_log(arguments.log_level)
+    logs.configure(arguments.log_level, os.environ)
     _protect_process()
     capabilities, client_capabilities = capabilities_within(_raise_descriptor_limit())
     settings = Settings(
@@ -218,33 +217,6 @@ def _seconds(most: float) -> Callable[[str], float]:
         raise argparse.ArgumentTypeError(f"{text!r} is not within 0 and {most:.0f} seconds")
 
     return seconds
-
-
-class _Stderr:
-    """Standard error, of which nothing depends: a log that is full or gone must not keep core from
-    freeing what its clients leave. Past Python's buffer, which would fail once more at exit."""
-
-    @staticmethod
-    def write(text: str) -> None:
-        with suppress(OSError):
-            os.write(2, text.encode())
-
-    @staticmethod
-    def flush() -> None:
-        """Nothing is kept."""
-
-
-def _configure_log(level: str) -> None:
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event"]),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Stderr())),
-    )
 
 
 def _protect_process() -> None:

@@ -35,6 +35,7 @@ from core_service.rpc.core_servicer import CoreServicer
 from core_service.rpc.dataspace_servicer import DataspaceServicer
 from core_service.rpc.health_servicer import HealthServicer
 from core_service.rpc.interceptor import Errors
+from core_service.rpc.log_context import LogContext
 from core_service.rpc.recording import Recording
 from core_service.rpc.vm_session_servicer import VmSessionServicer
 from core_service.workers import workers
@@ -141,7 +142,7 @@ class Service:
 
     async def _serve_inner(self, core: Core, health: Health, path: Path) -> grpc.aio.Server:
         server = grpc.aio.server(
-            interceptors=[Errors(), Recording(core)],
+            interceptors=[LogContext(core), Errors(), Recording(core)],
             options=[("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION)],
         )
         core_pb2_grpc.add_CoreServiceServicer_to_server(CoreServicer(core), server)
