@@ -5,13 +5,17 @@ from __future__ import annotations
 import json as encoder
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import chain
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from vmm_client.cli.output import Row, show, tell
 from vmm_client.connection import connect
+from vmm_client.core_socket import socket_path
+from vmm_client.doctor.check import Check
 from vmm_client.doctor.host import Host, look
+from vmm_client.doctor.installation import examine_installation
 from vmm_client.doctor.report import EngineReport, conclusions, report_on, seen_by_core
 from vmm_client.errors import VmsessionError
 
@@ -20,6 +24,7 @@ COLUMNS = ("where", "what", "works", "detail")
 
 def doctor(
     *,
+    installation: Annotated[bool, Parameter(negative="")] = False,
     json: Annotated[bool, Parameter(negative="")] = False,
     socket: str | None = None,
 ) -> int:
@@ -27,11 +32,17 @@ def doctor(
 
     Parameters
     ----------
+    installation
+        Look at the installation only, and start no guests: what core is allowed, what it lacks.
     json
         Print one JSON object instead.
     socket
         Core's socket; by default the one of $VMSESSION_SOCKET, yours, or the system's.
     """
+    checks = list(examine_installation(socket or socket_path()))
+    if installation:
+        show(map(_checked, checks), COLUMNS, as_json=json)
+        return 1 if any(check.works is False for check in checks) else 0
     host, engines, problem = look(), [], ""
     try:
         with connect(socket) as core:
@@ -41,9 +52,12 @@ def doctor(
     host = seen_by_core(host, engines)
     verdict = conclusions(host, engines)
     if json:
-        print(encoder.dumps(_object(host, engines, problem, verdict), indent=2))
+        told = _object(host, engines, problem, verdict)
+        told["installation"] = [asdict(check) for check in checks]
+        print(encoder.dumps(told, indent=2))
     else:
-        show(_rows(host, engines, problem), COLUMNS, as_json=False)
+        found = chain(map(_checked, checks), _rows(host, engines, problem))
+        show(found, COLUMNS, as_json=False)
         tell(verdict)
     return 0 if any(engine.runs_stock_kernels for engine in engines) else 1
 
@@ -76,6 +90,10 @@ def _abilities(engine: EngineReport) -> Iterator[Row]:
 
 def _without(missing: list[str]) -> str:
     return f"without {', '.join(missing)}" if missing else ""
+
+
+def _checked(check: Check) -> Row:
+    return {**asdict(check)}
 
 
 def _row(where: str, what: str, works: bool, detail: str) -> Row:

@@ -137,9 +137,12 @@ Exit status: 0 when core serves, 1 when it does not, or there is none.""",
         """\
 Find out what works on this host, and why not.
 
-Tries guest modes and instructions on every engine, and says which engine boots stock kernels.
+Looks at the installation: socket, policy, what core has and lacks, how its engines are confined. Tries
+guest modes and instructions on every engine, and says which engine boots stock kernels. A `-` says that
+you cannot see it, or that one can do without.
 
-Exit status: 0 when some engine boots stock kernels, 1 when none does, or there is no core.""",
+Exit status: 0 when some engine boots stock kernels, 1 when none does, or there is no core; with
+--installation 0 when nothing has to be mended, 1 when something has.""",
     ),
 }
 
