@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from core_service.policy import Sight
 from core_service.refusal import Refusal
 from core_service.requests import Answer, Mutation, Requests
 from dataspace.quota import Account
@@ -41,6 +43,8 @@ class Client:
         self.account = account
         self.sessions: dict[str, Session] = {}
         self.dataspaces: dict[str, Dataspace] = {}
+        self.sight = Sight()
+        self.rom_paths: tuple[Path, ...] = ()
         self.connections = 0
         self.reclaimed = False
         self.transfers = asyncio.Semaphore(TRANSFERS_AT_ONCE)

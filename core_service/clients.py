@@ -15,6 +15,7 @@ from core_service.refusal import Refusal
 if TYPE_CHECKING:
     from core_service.identity import Identity
     from core_service.names import Names
+    from core_service.policy import ClientLimits, Policy
     from core_service.settings import Settings
     from core_service.users import Users
 
@@ -28,10 +29,17 @@ class Clients:
     """One `Client` for each process, however many connections it has. A process in another PID
     namespace cannot be told from others of its user, so there each connection is a client."""
 
-    def __init__(
-        self, settings: Settings, users: Users, names: Names, admitted: Admitted, reclaim: Reclaim
+    def __init__(  # noqa: PLR0913, PLR0917 - what core has, and what it wants to know
+        self,
+        settings: Settings,
+        policy: Policy,
+        users: Users,
+        names: Names,
+        admitted: Admitted,
+        reclaim: Reclaim,
     ) -> None:
         self._settings = settings
+        self._policy = policy
         self._users = users
         self._names = names
         self._admitted = admitted
@@ -51,13 +59,31 @@ class Clients:
         """How many clients a user has."""
         return sum(1 for client in self if client.identity.uid == uid)
 
+    def limits_of(self, identity: Identity) -> ClientLimits | None:
+        """What a process that connects may have; None: it is not let in."""
+        return self._policy.client(identity)
+
+    def limit_to(self, policy: Policy) -> None:
+        """Heed another policy. Those who are here stay, with what they have: one whom it does not let
+        in keeps his limits."""
+        self._policy = policy
+        for client in self:
+            if limits := policy.client(client.identity):
+                self._users.account(client.identity.uid).limit_to(
+                    limits.user_ram, limits.user_capabilities
+                )
+                client.account.limit_to(limits.ram, limits.capabilities)
+                client.rom_paths = limits.rom_paths
+            client.sight = policy.sight(client.identity)
+
     @property
     def watched(self) -> int:
         """Clients whose process is watched, by one fd each."""
         return len(self._watches)
 
     def connected(self, peer: str, identity: Identity, pidfd: int | None) -> Client:
-        """A connection arrived, which gRPC will show as `peer`. Takes ownership of the pidfd."""
+        """A connection arrived, which policy lets in, and gRPC will show as `peer`. Takes ownership of
+        the pidfd."""
         client = self._by_identity.get(identity) if identity.pid else None
         if client is None or client.reclaimed:
             client = self._admit(identity, pidfd)
@@ -90,13 +116,13 @@ class Clients:
             client.end(cause)
 
     def _admit(self, identity: Identity, pidfd: int | None) -> Client:
-        account = self._users.open_client(
-            identity.uid,
-            self._settings.client_ram,
-            self._settings.client_capabilities,
-        )
+        limits = self.limits_of(identity)
+        assert limits, "the front door asked policy"
+        account = self._users.open_client(identity.uid, limits)
         name = self._names.new("clients")
         client = Client(name, identity, account, self._settings.grace, self._ended)
+        client.rom_paths = limits.rom_paths
+        client.sight = self._policy.sight(identity)
         if identity.pid:
             self._by_identity[identity] = client
         else:

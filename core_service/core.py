@@ -20,8 +20,10 @@ from core_service.engine.catalog import Catalog
 from core_service.life import Life, Phase
 from core_service.logs import about
 from core_service.names import Names
+from core_service.policy import Policy, SessionLimits
+from core_service.policy.policy import default_policy
 from core_service.readers import Readers
-from core_service.refusal import Refusal, invalid, not_found
+from core_service.refusal import Refusal, invalid, not_found, shortened
 from core_service.roms import Roms
 from core_service.session import CAPABILITY_QUOTA, RAM_QUOTA, Session, check_label
 from core_service.shares import Shares
@@ -49,14 +51,15 @@ BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 class Core:
     """The service without its sockets: clients, sessions, dataspaces, engines. Owns the audit log."""
 
-    def __init__(self, settings: Settings, audit: AuditLog) -> None:
+    def __init__(self, settings: Settings, audit: AuditLog, policy: Policy | None = None) -> None:
         self.settings = settings
+        self.policy = policy or default_policy(settings)
         self.audit = audit
         self.news = News(audit)
         self.readers = Readers()
         self._past = Query(audit.directory)
         self.names = Names(lambda name: bool(self._past.history(name, limit=1)))
-        self.users = Users(settings.ram, settings.capabilities, settings.sessions_per_user)
+        self.users = Users(self.policy)
         self.ledger = Ledger(
             audit.append,
             history=settings.history,
@@ -65,9 +68,14 @@ class Core:
         )
         self.dataspaces = Dataspaces(self.ledger, self.users)
         self.shares = Shares(self.dataspaces, self.names)
-        self.roms = Roms(settings.rom_paths, self.dataspaces, self.names)
+        self.roms = Roms(self.dataspaces, self.names)
         self.clients = Clients(
-            settings, self.users, self.names, self._client_admitted, self._reclaim_soon
+            settings,
+            self.policy,
+            self.users,
+            self.names,
+            self._client_admitted,
+            self._reclaim_soon,
         )
         self.tickets = Tickets(settings.ticket_life)
         self.engines = Catalog(settings)
@@ -86,14 +94,25 @@ class Core:
             detail = {"kind": kind}
             self.ledger.note(EventKind.LOST, name, cause="lost at crash", detail=detail)
         myself = f"{os.geteuid()}:{os.getegid()}:{os.getpid()}"
-        self.ledger.note(
-            EventKind.STARTED, self.names.core, detail={"kind": "core", "holder": myself}
-        )
+        started = {"kind": "core", "holder": myself}
+        if self.policy.digest:
+            started |= {"policy": str(self.settings.policy), "digest": self.policy.digest}
+        self.ledger.note(EventKind.STARTED, self.names.core, detail=started)
         await self.everything_recorded()
         for each in self._past.totals():
             if each.kind in MEMORY:
                 self.dataspaces.created[each.uid] += each.created
                 self.dataspaces.freed[each.uid] += each.ended
+
+    def heed(self, policy: Policy) -> None:
+        """Another policy, for whoever is here and whoever comes. Nothing that exists is taken away.
+
+        Raises what the ledger's sink raises; then nothing changed."""
+        detail = {"kind": "core", "file": str(self.settings.policy), "digest": policy.digest}
+        self.ledger.note(EventKind.POLICY, self.names.core, cause="SIGHUP", detail=detail)
+        self.policy = policy
+        self.users.limit_to(policy)
+        self.clients.limit_to(policy)
 
     async def everything_recorded(self) -> None:
         """Return when all that happened so far is on disk. Raises AuditFailure."""
@@ -137,16 +156,18 @@ class Core:
             raise Refusal("SHUTTING_DOWN", "core takes no new sessions; retry with the next one")
         client.must_live()
         quota = _session_quota(client.account, ram, capabilities)
-        self.users.open_session(client.identity.uid)
+        limits = self._session_limits(client, label, engine)
+        self.users.open_session(client.identity.uid, label, limits)
         name = self.names.new("sessions")
         try:
             with client.account.charged(caps=1):
-                process = await self._start_on_record(name, label, client, engine)
+                process = await self._start_on_record(name, label, client, engine, limits.engines)
         except BaseException:
-            self.users.close_session(client.identity.uid)
+            self.users.close_session(client.identity.uid, label)
             raise
         account = Account(name, quota.ram, quota.caps, client.account)
         session = Session(name, label, client, account, process, self.dataspaces)
+        session.vcpu_limit = limits.vcpus
         self.sessions[name] = client.sessions[name] = session
         process.on_end = lambda why: self._engine_ended(session, why)
         about(client, session=name)
@@ -156,10 +177,27 @@ class Core:
             client.must_live()
         return session
 
+    def _session_limits(self, client: Client, label: str, engine: str) -> SessionLimits:
+        """What policy says of a session. Raises Refusal DENIED."""
+        limits = self.policy.session(client.identity, label)
+        if limits is None:
+            why = f"policy lets your user have no session with the label {label!r}"
+            raise Refusal("DENIED", why, why=why)
+        if engine and limits.engines is not None and engine not in limits.engines:
+            allowed = ", ".join(limits.engines) or "none"
+            why = f"policy lets this session not have engine {shortened(engine)!r}: {allowed}"
+            raise Refusal("DENIED", why, why=why)
+        return limits
+
     async def _start_on_record(
-        self, name: str, label: str, client: Client, engine: str
+        self,
+        name: str,
+        label: str,
+        client: Client,
+        engine: str,
+        allowed: tuple[str, ...] | None,
     ) -> EngineProcess:
-        process = await self.engines.start(engine)
+        process = await self.engines.start(engine, allowed)
         who = holder(client)
         try:
             self.ledger.note(
@@ -187,7 +225,7 @@ class Core:
         if self.sessions.pop(session.name, None):
             del session.client.sessions[session.name]
             session.client.account.refund(caps=1)
-            self.users.close_session(session.client.identity.uid)
+            self.users.close_session(session.client.identity.uid, session.label)
 
     def session_of(self, client: Client, name: str) -> Session:
         """A client's session. Raises Refusal NOT_FOUND, ENGINE_DIED."""

@@ -30,10 +30,9 @@ BACKLOG: Final = 4096  # the system's net.core.somaxconn bounds it further
 class FrontDoor:
     """Accepts on the public socket and splices to the inner one."""
 
-    def __init__(self, clients: Clients, inner: Path, connections_per_user: int) -> None:
+    def __init__(self, clients: Clients, inner: Path) -> None:
         self._clients = clients
         self._inner = inner
-        self._limit = connections_per_user
         self._nonce = secrets.token_hex(8)
         self._numbers = count(1)
         self._by_user: Counter[int] = Counter()
@@ -62,8 +61,12 @@ class FrontDoor:
     def admit(self, connection: socket.socket) -> Admission | None:
         """Name a new connection, or None when it is not let in."""
         identity = peer_identity(connection)
-        if self._by_user[identity.uid] >= self._limit:
-            log.warning("too many connections", uid=identity.uid, limit=self._limit)
+        limits = self._clients.limits_of(identity)
+        if limits is None:
+            log.warning("policy lets no such client in", uid=identity.uid, gid=identity.gid)
+            return None
+        if self._by_user[identity.uid] >= limits.connections:
+            log.warning("too many connections", uid=identity.uid, limit=limits.connections)
             return None
         try:
             pidfd = peer_pidfd(connection, identity.pid)

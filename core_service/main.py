@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final, get_args
@@ -22,9 +23,11 @@ from core_service.activation import ActivationError, inherited
 from core_service.audit import AuditError, AuditFailure
 from core_service.audit.store import Durability
 from core_service.audit.writer import FILE_EVENTS
+from core_service.check_command import check
 from core_service.drain import DRAIN_LIMIT
 from core_service.drain_command import drain
 from core_service.manager import Manager
+from core_service.policy import PolicyError
 from core_service.service import Service, SocketInUseError
 from core_service.settings import (
     Settings,
@@ -47,14 +50,12 @@ def main() -> None:
 def _serve(arguments: argparse.Namespace) -> int:
     logs.configure(arguments.log_level, os.environ)
     _protect_process()
-    capabilities, client_capabilities = capabilities_within(_raise_descriptor_limit())
-    settings = Settings(
+    settings = replace(
+        _limited(),
         directory=arguments.directory,
         socket_mode=arguments.socket_mode,
         grace=arguments.grace,
-        capabilities=capabilities,
-        client_capabilities=client_capabilities,
-        rom_paths=tuple(arguments.rom_path),
+        policy=arguments.policy,
         audit_directory=arguments.audit_directory,
         audit_durability=arguments.audit_durability,
         audit_file_events=arguments.audit_file_events,
@@ -66,6 +67,8 @@ def _serve(arguments: argparse.Namespace) -> int:
         sys.exit(f"vmcore: another core serves on {error}; stop it, or choose another --directory")
     except (AuditError, AuditFailure) as error:
         sys.exit(f"vmcore: {error}; repair the audit log, or choose another --audit-directory")
+    except PolicyError as error:
+        sys.exit(f"vmcore: {error}; `vmcore check-config` tells what a policy says")
     except ActivationError as error:
         sys.exit(f"vmcore: {error}; mend the socket's unit")
     except PermissionError as error:
@@ -84,6 +87,8 @@ async def serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.tell_to_stop)
+    if settings.policy:
+        loop.add_signal_handler(signal.SIGHUP, service.read_policy_again)
     try:
         await service.start()
         print(f"vmcore: serving on {settings.socket}", flush=True)
@@ -97,6 +102,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version("vmsession"))
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _serve_options(commands.add_parser("serve", help="run the service in the foreground"))
+    _check_options(
+        commands.add_parser(
+            "check-config", help="tell what a policy says, or what is wrong with it"
+        )
+    )
     _drain_options(
         commands.add_parser(
             "drain",
@@ -106,6 +116,18 @@ def _parser() -> argparse.ArgumentParser:
         )
     )
     return parser
+
+
+def _limited() -> Settings:
+    """The defaults, within what the system allows this process."""
+    capabilities, of_client = capabilities_within(_raise_descriptor_limit())
+    return Settings(capabilities=capabilities, client_capabilities=of_client)
+
+
+def _check_options(checking: argparse.ArgumentParser) -> None:
+    checking.set_defaults(command=lambda arguments: check(arguments, _limited()))
+    checking.add_argument("file", type=Path, metavar="FILE", help="the policy, as for --policy")
+    checking.add_argument("--json", action="store_true", help="print it as JSON")
 
 
 def _drain_options(draining: argparse.ArgumentParser) -> None:
@@ -145,13 +167,11 @@ def _serve_options(serving: argparse.ArgumentParser) -> None:
         help="seconds for which a client's sessions outlive its lease (default: 5)",
     )
     serving.add_argument(
-        "--rom-path",
-        type=_directory,
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="let clients have ROMs of the files below DIR that core can read; repeatable "
-        "(default: none)",
+        "--policy",
+        type=Path,
+        metavar="FILE",
+        help="who may have how much, and see whom; read again on SIGHUP (default: everybody who can "
+        "connect has the same limits)",
     )
     serving.add_argument(
         "--audit-directory",
@@ -191,13 +211,6 @@ def _mode(text: str) -> int:
         if 0 <= (mode := int(text, 8)) <= 0o777:
             return mode
     raise argparse.ArgumentTypeError(f"{text!r} is no octal number within 0 and 777")
-
-
-def _directory(text: str) -> Path:
-    with suppress(OSError):
-        if (directory := Path(text).resolve(strict=True)).is_dir():
-            return directory
-    raise argparse.ArgumentTypeError(f"{text!r} is no directory")
 
 
 def _count(least: int) -> Callable[[str], int]:

@@ -1,6 +1,6 @@
 """ROM: copies of the files that policy lets clients have.
 
-Policy is a list of directories: every client may have a copy of every regular file below one of them
+Policy is a list of directories: a client may have a copy of every regular file below one of its own
 that core itself can read. The kernel resolves the rest of a path beneath the directory (openat2(2),
 RESOLVE_BENEATH), so that neither `..` nor a symbolic link leads out of it, also while somebody renames
 what is there.
@@ -44,8 +44,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Roms:
     """Makes ROM dataspaces. Files are read in threads, one for a client, a few for all at once."""
 
-    def __init__(self, directories: Sequence[Path], dataspaces: Dataspaces, names: Names) -> None:
-        self._directories = directories
+    def __init__(self, dataspaces: Dataspaces, names: Names) -> None:
         self._dataspaces = dataspaces
         self._names = names
         self._copying = asyncio.Semaphore(COPIES_AT_ONCE)
@@ -55,7 +54,7 @@ class Roms:
         OutOfRam, OutOfCaps, MemoryFailure."""
         async with client.copying, self._copying:
             client.must_live()  # it may have ended while this waited for its turn
-            file = await asyncio.to_thread(self._open, path)
+            file = await asyncio.to_thread(_open, client.rom_paths, path)
             try:
                 return await self._copy(client, file)
             finally:
@@ -71,17 +70,18 @@ class Roms:
         client.dataspaces[name] = made
         return made
 
-    def _open(self, path: str) -> int:
-        """The file, opened to be read; in a thread."""
-        for directory in self._directories:
-            parent = f"{directory}/".replace("//", "/")
-            if path.startswith(parent) and len(os.fsencode(path)) <= PATH_LIMIT:
-                location = _open_beneath(parent, path)
-                try:
-                    return open_regular(location, shortened(path))
-                finally:
-                    os.close(location)
-        raise _denied(path, "not within a directory that policy names")
+
+def _open(directories: Sequence[Path], path: str) -> int:
+    """The file, opened to be read; in a thread."""
+    for directory in directories:
+        parent = f"{directory}/".replace("//", "/")
+        if path.startswith(parent) and len(os.fsencode(path)) <= PATH_LIMIT:
+            location = _open_beneath(parent, path)
+            try:
+                return open_regular(location, shortened(path))
+            finally:
+                os.close(location)
+    raise _denied(path, "not within a directory that policy names")
 
 
 def _open_beneath(directory: str, path: str) -> int:

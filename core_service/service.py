@@ -30,6 +30,7 @@ from core_service.front_door import BACKLOG, FrontDoor
 from core_service.health import HEALTH, SERVICES, Health
 from core_service.life import Phase
 from core_service.manager import Manager
+from core_service.policy import Policy, PolicyError, load
 from core_service.rpc.audit_servicer import AuditServicer
 from core_service.rpc.core_servicer import CoreServicer
 from core_service.rpc.dataspace_servicer import DataspaceServicer
@@ -71,6 +72,8 @@ class Service:
         self._core: Core | None = None
         self._health: Health | None = None
         self._told_to_stop = asyncio.Event()
+        self._one_reading = asyncio.Lock()
+        self._reading: set[asyncio.Task[None]] = set()
         self._idle = Census()
         self._bound: list[Path] = []
         self._inner: Path | None = None
@@ -80,14 +83,16 @@ class Service:
         self._channels: FdChannels | None = None
 
     async def start(self) -> None:
-        """Serve. Raises OSError, SocketInUseError, ActivationError, AuditError, AuditFailure."""
+        """Serve. Raises OSError, SocketInUseError, ActivationError, PolicyError, AuditError,
+        AuditFailure."""
+        policy = load(self._settings.policy, self._settings)
         asyncio.get_running_loop().set_default_executor(workers())
         self._settings.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         try:
             self._lock = lock(self._settings.lock)
         except BlockingIOError:
             raise SocketInUseError(str(self._settings.socket)) from None
-        core = self._core = await self._begin()
+        core = self._core = await self._begin(policy)
         core.drain.on_over = self.tell_to_stop
         core.life.on_change(self._manager.reached)
         public = self._listen(activation.CORE, self._settings.socket)
@@ -100,7 +105,7 @@ class Service:
         self._channels = FdChannels(core.clients, core.tickets, core.hand_out, core.may_leave)
         core.on_client_end = self._channels.close_of
         self._channels.open(fds)
-        self._door = FrontDoor(core.clients, grpc_socket, self._settings.connections_per_user)
+        self._door = FrontDoor(core.clients, grpc_socket)
         await self._health.begin()
         await self._door.open(public)
         self._idle = take_census()
@@ -108,7 +113,7 @@ class Service:
         self._health.on_news = self._manager.health
         log.info("serving", socket=str(self._settings.socket))
 
-    async def _begin(self) -> Core:
+    async def _begin(self, policy: Policy) -> Core:
         audit = AuditLog.open(
             self._settings.audit_directory,
             self._settings.audit_durability,
@@ -116,7 +121,7 @@ class Service:
             self._settings.audit_keep_files,
         )
         try:
-            core = Core(self._settings, audit)
+            core = Core(self._settings, audit, policy)
             await core.begin()
         except BaseException:
             with suppress(AuditFailure):  # which is why it does not begin
@@ -156,6 +161,24 @@ class Service:
         server.add_insecure_port(f"unix:{quote(str(path))}")  # gRPC takes it for a URI
         await server.start()
         return server
+
+    def read_policy_again(self) -> None:
+        """Soon, one time after the other. What is wrong with it is logged, and the old one stays."""
+        task = asyncio.get_running_loop().create_task(self._read_policy())
+        self._reading.add(task)
+        task.add_done_callback(self._reading.discard)
+
+    async def _read_policy(self) -> None:
+        async with self._one_reading:
+            with self._manager.reloading():
+                try:
+                    policy = await asyncio.to_thread(load, self._settings.policy, self._settings)
+                except PolicyError as error:
+                    log.error("policy stays as it was", why=str(error))  # noqa: TRY400 - no defect
+                    return
+                if self._core and not self._core.life.stopping:
+                    self._core.heed(policy)
+                    log.info("policy changed", file=str(self._settings.policy))
 
     def tell_to_stop(self) -> None:
         """End `until_told_to_stop`, of a signal or when core has drained."""

@@ -70,6 +70,7 @@ class Session:
         self.state = State.OPEN
         self.vcpus: dict[int, Vcpu] = {}
         self.attached_bytes = 0
+        self.vcpu_limit: int | None = None
         self._dataspaces = dataspaces
         self._attached: dict[str, Dataspace] = {}
         self._map = AddressMap(self._plan, self._forget, 1 << engine.hello.physical_bits)
@@ -114,10 +115,17 @@ class Session:
                     asked=index,
                     limit=limit,
                 )
+            self._policy_must_allow_vcpu()
             name = f"{self.name}/vcpus/{index}"
             if index in self.vcpus:
                 raise Refusal("ALREADY_EXISTS", f"{name} exists", name=name)
             return await self._make_vcpu(name, index, page_transport)
+
+    def _policy_must_allow_vcpu(self) -> None:
+        used, limit = len(self.vcpus), self.vcpu_limit
+        if limit is not None and used >= limit:
+            why = f"policy lets this session have {limit} vCPUs at most"
+            raise Refusal("OUT_OF_CAPS", why, asked=1, used=used, limit=limit)
 
     async def _make_vcpu(self, name: str, index: int, page_transport: bool) -> Vcpu:
         if not page_transport:

@@ -1,4 +1,4 @@
-"""What an operator can set. Policy by user comes with the configuration file; these are its defaults."""
+"""What an operator can set on the command line, and the defaults of policy."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def default_audit_directory() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Paths and limits. RAM in bytes, times in seconds. Clients may have what core can read of the files
-    below `rom_paths`, which are absolute. The newest `audit_keep_files` files of the audit log are kept,
-    0 keeps all."""
+    """Paths and limits. RAM in bytes, times in seconds. The limits of clients and users are those where
+    policy does not say more. The newest `audit_keep_files` files of the audit log are kept, 0 keeps
+    all."""
 
     directory: Path = field(default_factory=default_directory)
     socket_mode: int = 0o660
@@ -49,6 +49,7 @@ class Settings:
     client_ram: int = 16 * GIB
     client_capabilities: int = CLIENT_CAPABILITIES
     connections_per_user: int = 512
+    sessions: int = 65_536
     sessions_per_user: int = 256
     grace: float = 5.0
     keep_alive_interval: float = 5.0
@@ -56,7 +57,7 @@ class Settings:
     engine_start_limit: float = 10.0
     engine_stop_limit: float = 5.0
     history: int = 10_000
-    rom_paths: tuple[Path, ...] = ()
+    policy: Path | None = None
     audit_directory: Path = field(default_factory=default_audit_directory)
     audit_durability: Durability = "process"
     audit_file_events: int = FILE_EVENTS

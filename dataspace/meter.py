@@ -38,6 +38,10 @@ class Meter:
         """What the parent is charged for."""
         return self._weight(self.used)
 
+    def limit_to(self, limit: int) -> None:
+        """Set another limit, beside what was transferred; what is used beyond it stays."""
+        self._initial_limit = limit
+
     def admit(self, change: int) -> None:
         """Raise the refusal unless the use may grow by `change` here and at every ancestor."""
         if change > max(self.free, 0):

@@ -75,6 +75,13 @@ class Account:
         """What the limits leave; an ancestor may leave less."""
         return Amount(self._ram.free, self._caps.free)
 
+    def limit_to(self, ram: int, caps: int) -> None:
+        """Set other initial limits. What is charged beyond them stays charged; no more is admitted."""
+        if ram < 0 or caps < 0:
+            raise AccountingError(f"{self.label}: negative limit of {ram} bytes, {caps} caps")
+        self._ram.limit_to(ram)
+        self._caps.limit_to(caps)
+
     def charge(self, ram: int = 0, caps: int = 0) -> None:
         """Charge `ram` bytes, rounded up to whole pages, and `caps` here and at every ancestor.
 

@@ -52,6 +52,8 @@ class EventKind(StrEnum):
     """A session's quota was raised."""
     LOST = "lost"
     """An object of a core that was killed; what `detail` names as `kind` is gone."""
+    POLICY = "policy"
+    """Core heeds another policy."""
     STARTED = "started"
     """Core begins to serve."""
     STOPPED = "stopped"
@@ -83,6 +85,7 @@ class Event:
     - revoked: dataspace
     - opened, started: kind, holder, and what is particular to that kind
     - upgraded: ram, capabilities
+    - policy: kind, file, digest (SHA-256 of the file)
     - lost: kind
     """
 

@@ -103,7 +103,7 @@ class Connection(AuditReader):
     def create_rom(self, path: str | Path) -> Ram:
         """A read-only copy of a file as core sees it, rounded up to whole pages; the caller closes it.
 
-        Core's policy tells which files: `vmcore serve --rom-path`. Raises Refused: see CreateRom in
+        Core's policy tells which files: `rom_paths`. Raises Refused: see CreateRom in
         dataspace.proto.
         """
         request = CreateRomRequest(path=str(path))

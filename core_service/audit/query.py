@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -34,7 +34,7 @@ class EventFilter:
     they caused. Times in nanoseconds since the epoch: `since` is in, `until` is not."""
 
     subject: str = ""
-    uid: int | None = None
+    uids: Collection[int] | None = None
     kinds: Sequence[str] = ()
     since: int | None = None
     until: int | None = None
@@ -46,7 +46,7 @@ class RecordFilter:
     lived then."""
 
     kinds: Sequence[str] = tuple(sorted(MEMORY))
-    uid: int | None = None
+    uids: Collection[int] | None = None
     name: str = ""
     alive_only: bool = False
     at: int | None = None
@@ -157,17 +157,18 @@ def _events(
 ) -> list[Recorded]:
     within = _Where("events.revision > ?", after)
     table = "events"
-    if only.uid is not None and not only.subject:
+    if only.uids is not None and len(only.uids) == 1 and not only.subject:
         # CROSS: concerns first, which is in the order of revisions
         table = "concerns CROSS JOIN events USING (revision)"
-        within.add("uid = ? AND concerns.revision > ?", only.uid, after)
-    elif only.uid is not None:
-        concerned = "SELECT 1 FROM concerns WHERE uid = ? AND revision = events.revision"
-        within.add(f"EXISTS ({concerned})", only.uid)
+        within.add("uid = ? AND concerns.revision > ?", *only.uids, after)
+    elif only.uids is not None:
+        theirs = _among("uid", only.uids)
+        concerned = f"SELECT 1 FROM concerns WHERE {theirs} AND revision = events.revision"  # noqa: S608
+        within.add(f"EXISTS ({concerned})", *only.uids)
     if only.subject:
         within.add("subject = ?", only.subject)
     if only.kinds:
-        within.add(f"kind IN ({', '.join('?' * len(only.kinds))})", *only.kinds)
+        within.add(_among("kind", only.kinds), *only.kinds)
     if only.since is not None:
         first = "coalesce((SELECT min(revision) FROM events WHERE wall_ns >= ?), 1 << 62)"
         within.add(f"events.revision >= {first} AND wall_ns >= ?", only.since, only.since)
@@ -184,14 +185,18 @@ def _events(
     ]
 
 
+def _among(column: str, values: Collection[object]) -> str:
+    return f"{column} IN ({', '.join('?' * len(values))})"
+
+
 def _lives(
     connection: sqlite3.Connection, after: int, limit: int, only: RecordFilter
 ) -> Iterator[Life]:
     within = _Where("revision > ?", after)
     if only.kinds:
-        within.add(f"kind IN ({', '.join('?' * len(only.kinds))})", *only.kinds)
-    if only.uid is not None:
-        within.add("uid = ?", only.uid)
+        within.add(_among("kind", only.kinds), *only.kinds)
+    if only.uids is not None:
+        within.add(_among("uid", only.uids), *only.uids)
     if only.name:
         within.add("name = ?", only.name)
     if only.alive_only:

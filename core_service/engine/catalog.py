@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -94,8 +94,9 @@ class Catalog:
         """Whether engines run that are only looked at."""
         return self._survey is not None and not self._survey.done()
 
-    async def start(self, engine: str) -> EngineProcess:
-        """Start an engine for a session; an empty name means the first whole machine that starts.
+    async def start(self, engine: str, allowed: Collection[str] | None = None) -> EngineProcess:
+        """Start an engine for a session; an empty name means the first whole machine of those `allowed`
+        that starts.
 
         Raises Refusal ENGINE_UNAVAILABLE, MEMORY_FAILURE.
         """
@@ -103,7 +104,7 @@ class Catalog:
             return await self._start(self._kind(engine))
         refusals = []
         for kind in KINDS:
-            if not kind.whole:
+            if not kind.whole or (allowed is not None and kind.name not in allowed):
                 continue
             try:
                 return await self._start(kind)

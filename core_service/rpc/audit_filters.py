@@ -10,7 +10,7 @@ from vmsession.v1 import audit_pb2 as pb
 
 from core_service.audit.query import EventFilter, RecordFilter
 from core_service.refusal import invalid
-from core_service.rpc.sight import sees_all
+from core_service.rpc.sight import sees, sees_all
 from dataspace.record import DataspaceKind, EventKind
 
 if TYPE_CHECKING:
@@ -34,13 +34,13 @@ class NothingToSee(Exception):  # noqa: N818 - no error: the answer is empty
     """The caller asks for what is another user's only."""
 
 
-def uid_seen(client: Client, asked: int | None) -> int | None:
-    """The user to whom an answer is limited; None where it is not. Raises NothingToSee."""
-    if sees_all(client):
-        return asked
-    if asked not in {None, client.identity.uid}:
+def uids_seen(client: Client, asked: int | None) -> frozenset[int] | None:
+    """The users to whom an answer is limited; None where it is not. Raises NothingToSee."""
+    if asked is None:
+        return None if sees_all(client) else client.sight.uids | {client.identity.uid}
+    if not sees(client, asked):
         raise NothingToSee
-    return client.identity.uid
+    return frozenset({asked})
 
 
 def kinds_of(asked: int) -> tuple[DataspaceKind, ...]:
@@ -56,8 +56,8 @@ def record_filter(client: Client, request: pb.ListRecordsRequest) -> RecordFilte
     """For ListRecords. Raises Refusal INVALID_ARGUMENT, NothingToSee."""
     kinds = kinds_of(request.kind)
     at = moment("at", request.at) if request.HasField("at") else None
-    uid = uid_seen(client, request.uid if request.HasField("uid") else None)
-    return RecordFilter(kinds=kinds, uid=uid, at=at)
+    uids = uids_seen(client, request.uid if request.HasField("uid") else None)
+    return RecordFilter(kinds=kinds, uids=uids, at=at)
 
 
 def event_filter(client: Client, request: pb.ListEventsRequest) -> EventFilter:
@@ -69,7 +69,7 @@ def event_filter(client: Client, request: pb.ListEventsRequest) -> EventFilter:
         raise invalid("kinds", kind, f"one of {', '.join(EventKind)}")
     return EventFilter(
         subject=request.subject,
-        uid=uid_seen(client, request.uid if request.HasField("uid") else None),
+        uids=uids_seen(client, request.uid if request.HasField("uid") else None),
         kinds=tuple(kinds),
         since=moment("since", request.since) if request.HasField("since") else None,
         until=moment("until", request.until) if request.HasField("until") else None,

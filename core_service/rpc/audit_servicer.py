@@ -21,7 +21,7 @@ from core_service.rpc.audit_filters import (
     fitting,
     record_filter,
     revision,
-    uid_seen,
+    uids_seen,
 )
 from core_service.rpc.audit_log import AuditQueries
 from core_service.rpc.audit_totals import totals
@@ -77,7 +77,7 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         """What is not freed, from memory."""
         found = self._core.ledger.created_after(
             after,
-            shown=lambda holder: only.uid in {None, uid_of(holder)},
+            shown=lambda holder: only.uids is None or uid_of(holder) in only.uids,
             kinds=only.kinds,
             session=session,
             gone=False,
@@ -132,7 +132,7 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
             raise invalid("limit", request.limit, f"at most {LIMIT}")
         limit = request.limit or LIMIT
         log = AuditQueries(self._core, client)
-        only = EventFilter(subject=request.name, uid=uid_seen(client, None))
+        only = EventFilter(subject=request.name, uids=uids_seen(client, None))
         found = await log.latest(log.query.events, 0, limit + 1, only) if request.name else []
         if not found:
             raise not_found(request.name)

@@ -15,7 +15,7 @@ from core_service.audit.watch import LaggedError
 from core_service.dataspaces import uid_of
 from core_service.refusal import Refusal, invalid
 from core_service.rpc import convert
-from core_service.rpc.audit_filters import fitting, uid_seen
+from core_service.rpc.audit_filters import fitting, uids_seen
 from core_service.rpc.audit_log import AuditQueries
 from core_service.rpc.sight import sees
 
@@ -49,7 +49,7 @@ class Watcher:
         self._core = core
         self._client = client
         self._log = AuditQueries(core, client)
-        self._uid = uid_seen(client, None)
+        self._uids = uids_seen(client, None)
         self._at = after
 
     async def messages(self) -> AsyncGenerator[pb.WatchResponse, None]:
@@ -75,7 +75,7 @@ class Watcher:
                 return
             for committed in news:
                 self._at = committed.event.revision
-                if self._uid is None or self._uid in committed.uids:
+                if self._uids is None or not self._uids.isdisjoint(committed.uids):
                     yield pb.WatchResponse(event=convert.event(committed.event, committed.hash))
 
     async def _must_exist(self) -> None:
@@ -87,7 +87,7 @@ class Watcher:
     async def _past(self) -> Iterator[pb.WatchResponse]:
         """The next events that are not new any more."""
         last = self._core.news.last
-        only = EventFilter(uid=self._uid)
+        only = EventFilter(uids=self._uids)
         found = await self._log.events(self._at, PART, only)
         latest = found[-1].event.revision if found else 0
         self._at = latest if len(found) == PART else max(latest, last)

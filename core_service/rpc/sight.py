@@ -1,9 +1,9 @@
 """Who may see what in lists and in the audit: a user sees what is his, whichever of his processes holds
-it; core's own user and root see everything. Only the client itself may act on it."""
+it, and what policy lets him see of others; operators see everything. Only the client itself may act on
+it."""
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 def sees_all(client: Client) -> bool:
-    """Core's own user and root audit everybody."""
-    return client.identity.uid in {0, os.geteuid()}
+    """Whether it is an operator's."""
+    return client.sight.everything
 
 
 def sees(client: Client, uid: int) -> bool:
     """Whether what belongs to user `uid` is shown to this client."""
-    return sees_all(client) or client.identity.uid == uid
+    return sees_all(client) or uid == client.identity.uid or uid in client.sight.uids

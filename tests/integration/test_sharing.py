@@ -308,7 +308,9 @@ def roms(tmp_path: Path) -> Path:
 @pytest.fixture
 def rom_connection(roms: Path) -> Iterator[Connection]:
     """A connection to a core with that policy."""
-    core = RunningCore("--rom-path", str(roms))
+    policy = roms.parent / "policy.toml"
+    policy.write_text(f'[[allow]]\nrom_paths = ["{roms}"]\n')
+    core = RunningCore("--policy", str(policy))
     try:
         with connect(str(core.socket)) as opened:
             yield opened

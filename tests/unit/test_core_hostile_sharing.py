@@ -32,11 +32,11 @@ from tests.unit.core_pair import SIZE, Pair, ledger_state
 
 @pytest.fixture
 async def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[InProcess]:
-    """A core that lets its clients have the files of one directory; nothing must be left of it."""
+    """A core, and files for ROMs; nothing must be left of it."""
     before = open_fds()
     (tmp_path / "roms").mkdir()
     (tmp_path / "roms" / "bios").write_bytes(bytes(PAGE))
-    settings = Settings(audit_directory=tmp_path / "audit", rom_paths=(tmp_path / "roms",))
+    settings = Settings(audit_directory=tmp_path / "audit")
     running = in_process(monkeypatch, behaviours(tmp_path, "good", "keeps"), settings)
     yield running
     await running.must_be_empty()
@@ -234,7 +234,9 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowDisk]:
 
 def copying(world: InProcess, client: Client) -> asyncio.Future[Dataspace]:
     """As CreateRom does."""
-    path = str(world.core.settings.rom_paths[0] / "bios")
+    directory = world.core.settings.audit_directory.parent / "roms"
+    client.rom_paths = (directory,)
+    path = str(directory / "bios")
     return asyncio.ensure_future(client.whole(lambda: world.core.roms.create(client, path)))
 
 
