@@ -51,7 +51,7 @@ def test_wrong_usage_is_one_line_and_a_hint(
     assert err.endswith("\n     see `vmm --help`\n")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"metrics"}))  # goes on without
 def test_without_core_every_command_says_what_to_do(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
 ) -> None:

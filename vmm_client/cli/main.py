@@ -132,6 +132,16 @@ Core does not serve while it starts or drains, while its log cannot be written, 
 
 Exit status: 0 when core serves, 1 when it does not, or there is none.""",
     ),
+    "metrics": (
+        "vmm_client.cli.metrics:metrics",
+        """\
+Offer core's numbers to Prometheus.
+
+Serves them over HTTP at --listen, or writes them to --textfile for the node exporter, or prints them
+--once. Shows what you see: the sessions and memory of your processes, or everybody's where you may see
+those. Whoever reaches the address sees them, too. While no core answers it tells vmsession_up 0, and
+goes on. Needs the extra `metrics` of the distribution.""",
+    ),
     "doctor": (
         "vmm_client.cli.doctor:doctor",
         """\

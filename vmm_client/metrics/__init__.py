@@ -1,0 +1,1 @@
+"""Core's numbers for Prometheus, read as any client reads them. Needs `vmsession[metrics]`."""
