@@ -9,7 +9,7 @@ NATIVE := $(wildcard core_service/engine/native/*.[ch]) $(wildcard core_service/
 include deploy/install.mk
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types bench soak table proto lock clean
+.PHONY: help demo test lint types bench soak table man proto lock clean
 
 help:
 	@echo "make demo    boot Linux and small guests against a private core, then audit every dataspace"
@@ -20,6 +20,7 @@ help:
 	@echo "make soak    long campaigns, an hour; writes soak.json"
 	@echo "make table   write docs/engines.md: what each engine claims to do"
 	@echo "make proto   generate the gRPC code again"
+	@echo "make man     write docs/man: the manual pages, from the commands"
 	@echo "make lock    pin the dependencies again"
 	@echo "make install     for a service: beneath PREFIX=/usr/local, see docs/operations.md"
 	@echo "make uninstall   all of that but the policy and the audit log"
@@ -71,6 +72,9 @@ table: $(VENV)/.dev $(VENV)/.vmsession
 
 proto: $(VENV)/.dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python proto/generate.py
+
+man: $(VENV)/.vmsession
+	@$(BIN)/python -m docs.man.generate
 
 lock: $(VENV)/.dev
 	$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --extra metrics --output-file requirements.lock requirements.in pyproject.toml

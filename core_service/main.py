@@ -38,12 +38,14 @@ from core_service.settings import (
 
 PR_SET_DUMPABLE: Final = 4
 UNLIMITED_DESCRIPTORS: Final = 1 << 20
+DIRECTORY_DEFAULT: Final = "default: /run/vmsession for root, else vmsession in $XDG_RUNTIME_DIR"
+AUDIT_DEFAULT: Final = "default: /var/lib/vmsession/audit for root, else in $XDG_STATE_HOME"
 
 
 def main() -> None:
     """Entry point: exit status 0 after an orderly stop, 1 if core cannot serve, 2 for usage; `vmcore
     drain` adds its own."""
-    arguments = _parser().parse_args()
+    arguments = parser().parse_args()
     sys.exit(arguments.command(arguments))
 
 
@@ -97,10 +99,11 @@ async def serve(settings: Settings) -> None:
         await service.stop()
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="vmcore", description="The core service of vmsession.")
-    parser.add_argument("--version", action="version", version=version("vmsession"))
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(prog="vmcore", description="The core service of vmsession.")
+    made.add_argument("--version", action="version", version=version("vmsession"))
+    commands = made.add_subparsers(required=True, metavar="COMMAND")
     _serve_options(commands.add_parser("serve", help="run the service in the foreground"))
     _check_options(
         commands.add_parser(
@@ -115,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
             "status: 0 when all ended by themselves, 3 when core ended some, 1 when it cannot be asked.",
         )
     )
-    return parser
+    return made
 
 
 def _limited() -> Settings:
@@ -142,7 +145,8 @@ def _drain_options(draining: argparse.ArgumentParser) -> None:
         "--directory",
         type=Path,
         default=default_directory(),
-        help="where the service's sockets are (default: %(default)s)",
+        metavar="DIR",
+        help=f"where the service's sockets are ({DIRECTORY_DEFAULT})",
     )
 
 
@@ -152,18 +156,21 @@ def _serve_options(serving: argparse.ArgumentParser) -> None:
         "--directory",
         type=Path,
         default=default_directory(),
-        help="where the sockets core.sock and fds.sock are made (default: %(default)s)",
+        metavar="DIR",
+        help=f"where the sockets core.sock and fds.sock are made ({DIRECTORY_DEFAULT})",
     )
     serving.add_argument(
         "--socket-mode",
         type=_mode,
         default=0o660,
+        metavar="MODE",
         help="permissions of the sockets in octal: who may connect (default: 660)",
     )
     serving.add_argument(
         "--grace",
         type=_seconds(3600),
         default=5.0,
+        metavar="SECONDS",
         help="seconds for which a client's sessions outlive its lease (default: 5)",
     )
     serving.add_argument(
@@ -178,7 +185,7 @@ def _serve_options(serving: argparse.ArgumentParser) -> None:
         type=Path,
         default=default_audit_directory(),
         metavar="DIR",
-        help="where the audit log is kept (default: %(default)s)",
+        help=f"where the audit log is kept ({AUDIT_DEFAULT})",
     )
     serving.add_argument(
         "--audit-durability",
@@ -202,7 +209,10 @@ def _serve_options(serving: argparse.ArgumentParser) -> None:
         help="newest files of the log that are kept; 0 keeps all (default: 0)",
     )
     serving.add_argument(
-        "--log-level", choices=("debug", "info", "warning", "error"), default="info"
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default="info",
+        help="the least that is logged (default: info)",
     )
 
 
