@@ -1,4 +1,4 @@
-"""A Debian of one's own: bootstrapped into a directory, and booted in namespaces. Needs root, mmdebstrap, a
+"""A Debian of one's own: bootstrapped into a directory, booted in namespaces. Needs root, mmdebstrap, a
 package mirror and a cgroup v2 hierarchy; takes a minute."""
 
 from __future__ import annotations
@@ -32,6 +32,12 @@ NOT_COPIED: Final = (
 )
 
 # Everything that systemd changes is its own: mounts, processes, /dev, cgroups below one.
+ENTER: Final = """
+set -e
+echo $$ >"$1/cgroup.procs"
+shift
+exec unshare --pid --fork --kill-child --mount --uts --ipc --cgroup "$@"
+"""
 BOOT: Final = """
 set -e
 mount --make-rprivate /
@@ -80,11 +86,9 @@ def hierarchy() -> Path | None:
 def bootstrap(root: Path, variant: str, *packages: str) -> None:
     """Make a Debian in a directory that is not there yet."""
     sources = [SOURCES] if SOURCES.exists() else []
+    include = f"--include={','.join(packages)}"
     subprocess.run(
-        [
-            *("mmdebstrap", "--quiet", f"--variant={variant}", f"--include={','.join(packages)}"),
-            *(SUITE, root, *sources),
-        ],
+        ["mmdebstrap", "--quiet", f"--variant={variant}", include, SUITE, str(root), *sources],
         timeout=900,
         check=True,
     )
@@ -115,11 +119,7 @@ class Booted:
         self._cgroup.mkdir()
         with log.open("w") as output:
             self._outer = subprocess.Popen(
-                [
-                    *("unshare", "--pid", "--fork", "--kill-child", "--mount", "--uts", "--ipc"),
-                    *("--cgroup", "sh", "-c", BOOT, "sh", root),
-                ],
-                preexec_fn=self._enter,
+                ["sh", "-c", ENTER, "sh", self._cgroup, "sh", "-c", BOOT, "sh", root],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -127,12 +127,11 @@ class Booted:
             )
         try:
             eventually(self._is_up, log.read_text, limit=60)
+            # Only now: a cgroup with a process in it cannot limit those below.
+            (base / "cgroup.procs").write_text(str(self._outer.pid))
         except BaseException:
             self.close()
             raise
-
-    def _enter(self) -> None:
-        (self._cgroup / "cgroup.procs").write_text("0")
 
     def _first(self) -> str:
         """The process that is number 1 in there."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final, NamedTuple
 
 import pytest
@@ -84,7 +83,7 @@ def debian(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
 
 @pytest.mark.soak
 def test_every_command_of_the_guide_works(debian: Booted) -> None:
-    """With a machine of Alice's that goes on through the upgrade, and one that core ends when it drains."""
+    """With a machine of Alice's that goes on through the upgrade, and that core ends when it drains."""
     for line in lines():
         before = ""
         if line.command == UPGRADE:

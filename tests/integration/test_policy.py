@@ -107,6 +107,15 @@ def test_whom_policy_does_not_know_is_not_let_in(governed: Callable[[str], Runni
     assert f"policy lets no such client in' uid={OTHER_USER}" in core.log().replace('"', "'")
 
 
+def test_an_operator_without_a_rule_only_looks(governed: Callable[[str], RunningCore]) -> None:
+    core = governed(f"[[allow]]\nusers = [{OTHER_USER}]\n")
+    with connect(str(core.socket)) as client:
+        assert list(client.sessions()) == []
+        assert client.totals().sessions == 0
+        assert reason_of(lambda: client.create_ram(4096))[0] == "OUT_OF_RAM"
+        assert reason_of(lambda: client.create_session("soft"))[0] == "DENIED"
+
+
 @as_two_users
 def test_who_may_see_whom(governed: Callable[[str], RunningCore], file: Path) -> None:
     stranger, operator = OTHER_USER + 1, OTHER_USER + 2

@@ -50,6 +50,15 @@ def test_an_empty_file_lets_nobody_in(tmp_path: Path) -> None:
     assert policy.sight(identity(os.geteuid())).everything is True
 
 
+def test_an_operator_is_let_in_to_look_and_to_drain(tmp_path: Path) -> None:
+    policy = policy_of(tmp_path, "operators = [777]\n[[allow]]\nusers = [1234]\n")
+    for uid in (0, 777):
+        limits = policy.client(identity(uid))
+        assert limits
+        assert (limits.ram, limits.capabilities, limits.user_ram) == (0, 0, 0)
+        assert policy.session(identity(uid), "") is None
+
+
 def test_the_first_rule_that_fits_counts(tmp_path: Path) -> None:
     policy = policy_of(
         tmp_path,
