@@ -34,6 +34,7 @@ from core_service.settings import (
     capabilities_within,
     default_audit_directory,
     default_directory,
+    running_directory,
 )
 
 PR_SET_DUMPABLE: Final = 4
@@ -144,9 +145,9 @@ def _drain_options(draining: argparse.ArgumentParser) -> None:
     draining.add_argument(
         "--directory",
         type=Path,
-        default=default_directory(),
+        default=running_directory(),
         metavar="DIR",
-        help=f"where the service's sockets are ({DIRECTORY_DEFAULT})",
+        help="where its sockets are (default: those of your own core if it serves, else /run/vmsession)",
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from core_service.audit.store import Durability
 from core_service.audit.writer import FILE_EVENTS
 
+SYSTEM = Path("/run/vmsession")
 GIB = 1 << 30
 CAPABILITIES = 1_000_000
 CLIENT_CAPABILITIES = 65_536
@@ -24,8 +25,14 @@ def capabilities_within(descriptors: int) -> tuple[int, int]:
 def default_directory() -> Path:
     """Where the sockets live: /run/vmsession for root, the user's runtime directory otherwise."""
     if os.geteuid() == 0:
-        return Path("/run/vmsession")
+        return SYSTEM
     return Path(os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.geteuid()}")) / "vmsession"
+
+
+def running_directory() -> Path:
+    """Where the user's own core serves, if one does, else the system's."""
+    own = default_directory()
+    return own if os.access(own / "core.sock", os.F_OK) else SYSTEM
 
 
 def default_audit_directory() -> Path:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import grpc
@@ -10,7 +11,7 @@ import grpc.aio
 
 from core_service.logs import about
 from core_service.refusal import Refusal
-from core_service.rpc.interceptor import Context, Handler, Interceptor
+from core_service.rpc.interceptor import OURS, Context, Handler, Interceptor
 
 if TYPE_CHECKING:
     from core_service.client import Client
@@ -30,24 +31,39 @@ class LogContext(Interceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
         handler = await continuation(handler_call_details)
-        if handler is None or handler.unary_unary is None:
+        if handler is None or not handler_call_details.method.startswith(OURS):
             return cast("Handler", handler)
-        return grpc.unary_unary_rpc_method_handler(
-            self._told(handler.unary_unary),
-            handler.request_deserializer,
-            handler.response_serializer,
-        )
+        coders = handler.request_deserializer, handler.response_serializer
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(self._unary(handler.unary_unary), *coders)
+        if handler.unary_stream:
+            return grpc.unary_stream_rpc_method_handler(self._stream(handler.unary_stream), *coders)
+        if handler.stream_stream:  # whose request is an iterator, and names nothing
+            return grpc.stream_stream_rpc_method_handler(
+                self._stream(handler.stream_stream), *coders
+            )
+        return handler
 
-    def _told(self, behaviour: Any) -> Any:
+    def _unary(self, behaviour: Any) -> Any:
         async def call(request: Any, context: Context) -> Any:
-            try:
-                client = self._core.clients.of(context.peer())
-            except Refusal:  # which the call itself gives
-                return await behaviour(request, context)
-            about(client, **_objects(client, request))
+            self._about(request, context)
             return await behaviour(request, context)
 
         return call
+
+    def _stream(self, behaviour: Any) -> Any:
+        async def call(request: Any, context: Context) -> AsyncIterator[Any]:
+            self._about(request, context)
+            async with aclosing(behaviour(request, context)) as messages:
+                async for message in messages:
+                    yield message
+
+        return call
+
+    def _about(self, request: Any, context: Context) -> None:
+        with suppress(Refusal):  # which the call itself gives
+            client = self._core.clients.of(context.peer())
+            about(client, **_objects(client, request))
 
 
 def _objects(client: Client, request: Any) -> dict[str, str]:

@@ -20,6 +20,7 @@ from tests.integration.running_core import ROOT, VMCORE, Stubs
 from vmm_client.connection import connect
 
 PYTHON = sys.executable
+ACTIVATE = shutil.which("systemd-socket-activate")
 
 
 @pytest.fixture
@@ -115,6 +116,29 @@ def test_who_connects_before_core_serves_waits(directory: Path) -> None:
     assert info.result().client.pid == os.getpid()
     stubs.close()
     end(process)
+
+
+@pytest.mark.skipif(ACTIVATE is None, reason="systemd-socket-activate is not here")
+def test_systemds_own_activation(directory: Path) -> None:
+    assert ACTIVATE
+    path = directory / "core.sock"
+    process = subprocess.Popen(
+        [
+            *(ACTIVATE, "--listen", path, "--fdname", "core"),
+            *(VMCORE, "serve", "--directory", directory, "--audit-directory", directory / "audit"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr
+    assert process.stderr.readline().startswith(f"Listening on {path}")
+    stubs = Stubs(path)  # the first connection starts core
+    info = stubs.core.GetInfo(core_pb2.GetInfoRequest(), timeout=30)
+    assert info.client.pid == os.getpid()
+    stubs.close()
+    end(process)
+    assert path.exists()
 
 
 @pytest.mark.parametrize(

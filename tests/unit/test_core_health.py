@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 from grpc_health.v1 import health_pb2
 
+from core_service.audit import AuditFailure, AuditLog
+from core_service.audit.store import Store
 from core_service.health import AUDIT, CORE, DATASPACES, SERVICES, SESSIONS, WHOLE, Health
 from core_service.life import Life, Phase
 from core_service.rpc.health_servicer import HealthServicer
+from core_service.settings import Settings
+from dataspace.record import EventKind
+from tests.unit import core_fake_engine as fake
+from tests.unit.audit_events import Script
+from tests.unit.core_in_process import behaviours, in_process, until
 
 ALL = {WHOLE, *SERVICES}
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -174,3 +184,47 @@ async def test_a_service_that_is_not_there(world: World) -> None:
     watch = Watch(world.health, "vmsession.v1.Nothing")
     assert await watch.next() == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
     await world.health.close()
+
+
+async def test_the_catalog_tells_which_engines_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = Settings(directory=tmp_path, audit_directory=tmp_path / "audit")
+    process = in_process(monkeypatch, behaviours(tmp_path, "old"), settings)
+    core = process.core
+    health = Health(core.life, core.audit, core.engines)
+    await core.begin()
+    await health.begin()
+    core.life.reach(Phase.SERVING)
+    assert health.why_not(SESSIONS) == "no engine works"
+    fake.install(tmp_path, "good").rename(tmp_path / "vmsession-old")  # somebody mended it
+    await process.session(process.client(), "old")
+    assert health.why_not(SESSIONS) == ""
+    await health.close()
+    await process.must_be_empty()
+
+
+async def test_the_log_tells_that_it_cannot_be_written_and_can_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script, broken = Script(), True
+
+    def append(self: Store, *arguments: object) -> object:
+        if broken:
+            raise sqlite3.OperationalError("disk I/O error")
+        return whole(self, *arguments)  # type: ignore[arg-type]
+
+    whole = Store.append
+    monkeypatch.setattr(Store, "append", append)
+    with closing(AuditLog.open(tmp_path)) as log:
+        health = Health(Life(), log, Engines())  # type: ignore[arg-type]
+        changes = asyncio.ensure_future(health.change())
+        log.append(script(EventKind.STARTED, "cores/1", {"kind": "core"}))
+        with pytest.raises(AuditFailure):
+            await log.recorded(1)
+        await asyncio.wait_for(changes, 5)
+        assert not log.healthy
+        changes = asyncio.ensure_future(health.change())
+        broken = False
+        await until(lambda: log.healthy)
+        await asyncio.wait_for(changes, 5)
