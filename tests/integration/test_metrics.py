@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import urllib.request
 from collections.abc import Iterator
@@ -12,8 +13,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from vmsession.v1 import dataspace_pb2, vm_session_pb2
 
 from tests.integration.commands import BIN, vmm
-from tests.integration.running_core import RunningCore, Stubs
+from tests.integration.running_core import ROOT, RunningCore, Stubs
 from tests.integration.waiting import eventually
+
+METRIC = re.compile(r"`(vmsession_\w+)(\{[^}]*\})?`")
 
 
 def series(text: str) -> dict[str, float]:
@@ -64,6 +67,22 @@ def test_what_lives_is_told_and_core_may_go(core: RunningCore, stubs: Stubs) -> 
         assert "vmsession_sessions" not in scrape(address)
         core.kill()
         assert scrape(address) == {"vmsession_up": 0}
+
+
+def test_the_guide_names_metrics_that_there_are(core: RunningCore, stubs: Stubs) -> None:
+    guide = (ROOT / "docs" / "operations.md").read_text()
+    table = guide.partition("\n| metric |")[2].partition("\n\n")[0]
+    named = {(name, service) for name, service in METRIC.findall(table)}
+    assert len(named) > 5
+    stubs.dataspaces.CreateDataspace(dataspace_pb2.CreateDataspaceRequest(size=4096))
+    text = vmm("metrics", "--once", socket=core.socket).stdout
+    there = {
+        (sample.name, labels)
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        for labels in ("", f'{{service="{sample.labels.get("service")}"}}')
+    }
+    assert named <= there
 
 
 def test_a_core_that_comes_later_is_found(core: RunningCore) -> None:
