@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import sys
 from argparse import Namespace
 from contextlib import suppress
+from types import FrameType
 from typing import Final
 from urllib.parse import quote
 
@@ -20,6 +22,8 @@ from vmsession.v1.core_pb2_grpc import CoreServiceStub
 
 ENDED_SOME: Final = 3
 INTERRUPTED: Final = 130
+SILENCE: Final = 30
+"""Seconds without a word after which core is taken for stuck: it tells its progress each five."""
 END_LIMIT: Final = 30.0
 """Seconds for core to end what is left, once it began to."""
 
@@ -29,14 +33,21 @@ def drain(arguments: Namespace) -> int:
     socket = arguments.directory.absolute() / "core.sock"
     request = DrainRequest(within_seconds=arguments.within)
     core = -1
+    signal.signal(signal.SIGALRM, _too_silent)
+    signal.alarm(SILENCE)
     try:
         with grpc.insecure_channel(f"unix://{quote(str(socket))}") as channel:
             for progress in CoreServiceStub(channel).Drain(request):
+                signal.alarm(SILENCE)
                 if core < 0:
                     core = _process(progress.core_pid)
                 _tell(progress)
                 last = progress
+        signal.alarm(0)
         return _ended(last, core)
+    except TimeoutError:
+        print(f"vmcore: {socket}: core said nothing for {SILENCE} s", file=sys.stderr)
+        return 1
     except grpc.RpcError as error:
         print(f"vmcore: {socket}: {_told(error)}", file=sys.stderr)
         return 1
@@ -44,8 +55,13 @@ def drain(arguments: Namespace) -> int:
         print("vmcore: core goes on draining", file=sys.stderr)
         return INTERRUPTED
     finally:
+        signal.alarm(0)
         if core >= 0:
             os.close(core)
+
+
+def _too_silent(_number: int, _frame: FrameType | None) -> None:
+    raise TimeoutError
 
 
 def _process(pid: int) -> int:

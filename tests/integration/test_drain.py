@@ -205,6 +205,31 @@ def test_who_is_no_operator_may_not(core: RunningCore) -> None:
     assert core.process.poll() is None
 
 
+def test_a_core_that_is_stuck_is_told(core: RunningCore, client: Stubs) -> None:
+    open_session(client)
+    script = (
+        "import sys; from core_service import drain_command; from core_service.main import main\n"
+        "drain_command.SILENCE = 1\n"
+        "sys.argv = ['vmcore', 'drain', '--directory', sys.argv[1]]\n"
+        "main()\n"
+    )
+    core.process.send_signal(signal.SIGSTOP)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", script, core.directory],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    finally:
+        core.process.send_signal(signal.SIGCONT)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"vmcore: {core.socket}: core said nothing for 1 s\n"
+    core.stop()  # which may drain by now
+
+
 @pytest.mark.parametrize("within", [-1, 1e300, float("nan"), float("inf")])
 def test_times_that_cannot_be(core: RunningCore, client: Stubs, within: float) -> None:
     with pytest.raises(grpc.RpcError) as refused:
