@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import configparser
 import grp
+import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.staging import DEPLOY, make, with_host_units
+from tests.integration.commands import BIN
 
 SYSTEMD = DEPLOY / "systemd"
 UNITS = sorted(path.name for path in SYSTEMD.iterdir())
@@ -103,13 +106,27 @@ def test_the_sockets_have_a_directory(tmp_path: Path) -> None:
             assert address.startswith(f"{directory}/")
 
 
-def test_machines_outlive_core() -> None:
+def test_machines_outlive_core_if_it_can_keep_them() -> None:
     """What `--keep` needs of the unit: nobody else ends the engines and the keeper."""
     service = read("vmsession.service")["Service"]
     assert service["KillMode"] == "process"
     assert service["OOMPolicy"] == "continue"
-    assert " --keep 60" in service["ExecStart"]
     assert "RuntimeDirectory" not in service
+    assert ("--keep" in service["ExecStart"]) == ("--keep" in options("serve"))
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_the_commands_know_the_options(service: str) -> None:
+    program, command, *words = shlex.split(read(service)["Service"]["ExecStart"])
+    used = {word for word in words if word.startswith("--")}
+    assert used <= options(command, Path(program).name)
+
+
+def options(command: str, program: str = "vmcore") -> set[str]:
+    """The options that a command tells in its help."""
+    helped = run(BIN / program, command, "--help")
+    assert helped.returncode == 0
+    return set(re.findall(r"--[a-z][a-z-]*", helped.stdout))
 
 
 def read(name: str) -> configparser.ConfigParser:

@@ -23,7 +23,7 @@ from vmm_client.health import WHOLE, serving
 DEVICE: Final = Path("/dev/kvm")
 POLICY: Final = "/etc/vmsession/policy.toml"
 UNITS: Final = Path("/run/systemd/system")
-LEAST_DESCRIPTORS: Final = 65_536
+LEAST_DESCRIPTORS: Final = 16_384
 LEAST_SPACE: Final = 1 << 30
 SECONDS: Final = 20.0
 
