@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import pytest
 
 from tests.deploy.debian import Booted, bootstrap, copy_source, why_not
 from tests.deploy.staging import DEPLOY, ROOT
+from tests.integration.commands import BIN
+from tests.integration.running_core import RunningCore
 from tests.integration.waiting import eventually
 
 GUIDE: Final = (ROOT / "docs/operations.md").read_text()
@@ -62,6 +68,35 @@ def test_what_the_guide_names_is_there() -> None:
         assert (DEPLOY / "systemd" / unit).exists(), unit
     for link in re.findall(r"\]\(([^)]+)\)", GUIDE):
         assert (ROOT / "docs" / link).exists(), link
+
+
+def test_what_needs_no_installation_works_on_any_core(core: RunningCore, tmp_path: Path) -> None:
+    """The rest, and the same as the users that they name, is for the soak test."""
+    environment = os.environ | {
+        "VMSESSION_SOCKET": str(core.socket),
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "HOME": str(tmp_path),
+    }
+    ran = 0
+    for line in dict.fromkeys(line.command for line in lines()):
+        if re.match(r"vmm (?!doctor)|printf ", line):
+            command = line.replace("/root/", f"{tmp_path}/")
+            completed = subprocess.run(
+                ["sh", "-c", command],
+                cwd=tmp_path,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=50,
+                check=False,
+            )
+            assert (completed.returncode, completed.stderr) == (0, ""), command
+            ran += 1
+            if command.startswith("vmm run"):
+                assert completed.stdout == "Hi\n"
+    assert ran > 8
+    exported = (tmp_path / "audit.jsonl").read_text().splitlines()
+    assert [json.loads(each)["revision"] for each in exported] == [*range(1, len(exported) + 1)]
 
 
 @pytest.fixture(scope="module")
