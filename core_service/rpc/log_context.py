@@ -63,20 +63,16 @@ class LogContext(Interceptor):
     def _about(self, request: Any, context: Context) -> None:
         with suppress(Refusal):  # which the call itself gives
             client = self._core.clients.of(context.peer())
-            about(client, **_objects(client, request))
+            about(client, **objects_of(client, request))
 
 
-def _objects(client: Client, request: Any) -> dict[str, str]:
+def objects_of(client: Client, request: Any) -> dict[str, str]:
     """The session and vCPU that a request names, if they are the client's: nobody's lines may be taken
-    for another's."""
+    for another's, and nothing that a client made up comes into them."""
     for field in ("vcpu", "session", "name"):
-        name = getattr(request, field, "")
-        if isinstance(name, str) and name.startswith("sessions/"):
-            session, _, index = name.partition("/vcpus/")
-            known = client.sessions.get(session)
-            if known is None:
-                return {}
-            if index.isascii() and index.isdecimal() and int(index[:9]) in known.vcpus:
-                return {"session": session, "vcpu": index[:9]}
+        session, _, index = str(getattr(request, field, "")).partition("/vcpus/")
+        if known := client.sessions.get(session):
+            if index in map(str, known.vcpus):
+                return {"session": session, "vcpu": index}
             return {"session": session}
     return {}

@@ -83,3 +83,15 @@ def test_a_session_that_is_not_the_callers_is_not_in_his_lines(
     opened = stubs.vm.CreateSession(vm_session_pb2.CreateSessionRequest(engine="soft"))
     assert journal.until("session opened")["VMSESSION_SESSION"] == opened.session.name
     stubs.close()
+
+
+def test_who_drains_is_told(core: RunningCore, journal: JournalSocket) -> None:
+    stubs = Stubs(core.socket)
+    (answer,) = stubs.core.Drain(core_pb2.DrainRequest())
+    assert answer.over
+    client = journal.until("client connected")["VMSESSION_CLIENT"]
+    draining = journal.until("draining")
+    assert draining["VMSESSION_CLIENT"] == client
+    assert draining["VMSESSION_UID"] == str(os.getuid())
+    stubs.close()
+    assert core.process.wait(20) == 0
