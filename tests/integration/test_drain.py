@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import pytest
@@ -14,9 +15,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from vmsession.v1 import core_pb2, dataspace_pb2, vm_session_pb2
 
 from tests.integration.refusals import error_info, reason_of
-from tests.integration.running_core import ROOT, VMCORE, RunningCore, Stubs, cancel
+from tests.integration.running_core import OTHER_USER, ROOT, VMCORE, RunningCore, Stubs, cancel
 from vmm_client.connection import connect
 from vmm_client.errors import Refused
+
+only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 
 
 def draining(core: RunningCore, *options: str) -> subprocess.Popen[str]:
@@ -182,8 +185,8 @@ def test_core_goes_on_draining_without_the_command(core: RunningCore, client: St
     must_be_gone(core)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
-def test_who_is_no_operator_may_not(core: RunningCore) -> None:
+def drained_by_another(core: RunningCore) -> subprocess.CompletedProcess[str]:
+    """`vmcore drain` of user 64001."""
     script = (
         "import sys, os\n"
         "from tests.integration.running_core import become_other_user\n"
@@ -192,7 +195,7 @@ def test_who_is_no_operator_may_not(core: RunningCore) -> None:
         "sys.argv = ['vmcore', 'drain', '--directory', sys.argv[1]]\n"
         "main()\n"
     )
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-c", script, core.directory],
         cwd=ROOT,
         capture_output=True,
@@ -200,6 +203,24 @@ def test_who_is_no_operator_may_not(core: RunningCore) -> None:
         timeout=30,
         check=False,
     )
+
+
+@only_root
+def test_operators_are_who_the_policy_says(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text(f"operators = [{OTHER_USER}]\n[[allow]]\n")
+    core = RunningCore("--policy", str(policy))
+    try:
+        done = drained_by_another(core)
+        assert (done.returncode, done.stderr) == (0, "")
+        must_be_gone(core)
+    finally:
+        core.close()
+
+
+@only_root
+def test_who_is_no_operator_may_not(core: RunningCore) -> None:
+    done = drained_by_another(core)
     assert done.returncode == 1
     assert done.stderr == f"vmcore: {core.socket}: only operators may drain core\n"
     assert core.process.poll() is None
