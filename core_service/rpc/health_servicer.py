@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Final
 
-import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from core_service.health import SERVICES, WHOLE
+from core_service.refusal import Refusal
 
 if TYPE_CHECKING:
     from core_service.health import Health
@@ -29,8 +29,13 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Context) -> Answer:
         if request.service not in KNOWN:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service")
+            raise Refusal("NOT_FOUND", "there is no such service")
         return self._answer(request.service)
+
+    async def List(self, request: Any, context: Context) -> Any:
+        return health_pb2.HealthListResponse(  # type: ignore[attr-defined] # newer than its types
+            statuses={service: self._answer(service) for service in KNOWN}
+        )
 
     async def Watch(
         self, request: health_pb2.HealthCheckRequest, context: Context

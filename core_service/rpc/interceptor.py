@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import grpc
 import grpc.aio
@@ -14,12 +14,11 @@ from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from core_service.refusal import CODES, DOMAIN, Refusal
+from core_service.rpc.decoding import Decoded, must_be_decoded, tolerant
 from core_service.users import SHARED
 from dataspace.errors import DataspaceError, OutOfCaps, OutOfRam
 
 log = structlog.get_logger()
-
-OURS: Final = f"/{DOMAIN}."  # the others, health and reflection, have their own ways to answer
 
 if TYPE_CHECKING:  # grpc's own classes are generic in their stubs only
     Handler = grpc.RpcMethodHandler[Any, Any]
@@ -42,42 +41,33 @@ class Errors(Interceptor):
         if handler is None:  # gRPC answers UNIMPLEMENTED
             return cast("Handler", None)
         method = handler_call_details.method
-        if not method.startswith(OURS):
-            return handler
+        decode, encode = tolerant(handler.request_deserializer), handler.response_serializer
         if handler.request_streaming and handler.response_streaming:
-            behaviour = _streaming(handler.stream_stream, method)
-            return grpc.stream_stream_rpc_method_handler(
-                behaviour, handler.request_deserializer, handler.response_serializer
-            )
+            behaviour = _streaming(handler.stream_stream, method, Decoded)
+            return grpc.stream_stream_rpc_method_handler(behaviour, decode, encode)
         if handler.response_streaming:
-            behaviour = _streaming(handler.unary_stream, method)
-            return grpc.unary_stream_rpc_method_handler(
-                behaviour, handler.request_deserializer, handler.response_serializer
-            )
-        if handler.request_streaming:
-            return handler
-        return grpc.unary_unary_rpc_method_handler(
-            _unary(handler.unary_unary, method),
-            handler.request_deserializer,
-            handler.response_serializer,
-        )
+            behaviour = _streaming(handler.unary_stream, method, must_be_decoded)
+            return grpc.unary_stream_rpc_method_handler(behaviour, decode, encode)
+        assert not handler.request_streaming, method
+        behaviour = _unary(handler.unary_unary, method)
+        return grpc.unary_unary_rpc_method_handler(behaviour, decode, encode)
 
 
 def _unary(behaviour: Any, method: str) -> Any:
     async def call(request: Any, context: Context) -> Any:
         try:
-            return await behaviour(request, context)
+            return await behaviour(must_be_decoded(request), context)
         except Exception as error:
             await _abort(context, error, method)
 
     return call
 
 
-def _streaming(behaviour: Any, method: str) -> Any:
+def _streaming(behaviour: Any, method: str, decoded: Callable[[Any], Any]) -> Any:
     async def call(request: Any, context: Context) -> AsyncIterator[Any]:
         try:
             # closed here, not by the garbage collector: a lease or a stream ends with its call
-            async with aclosing(behaviour(request, context)) as messages:
+            async with aclosing(behaviour(decoded(request), context)) as messages:
                 async for message in messages:
                     yield message
         except Exception as error:

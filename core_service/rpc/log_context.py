@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, suppress
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import grpc
 import grpc.aio
 
 from core_service.logs import about
-from core_service.refusal import Refusal
-from core_service.rpc.interceptor import OURS, Context, Handler, Interceptor
+from core_service.refusal import DOMAIN, Refusal
+from core_service.rpc.interceptor import Context, Handler, Interceptor
 
 if TYPE_CHECKING:
     from core_service.client import Client
     from core_service.core import Core
+
+OURS: Final = f"/{DOMAIN}."  # health and reflection know no clients
 
 
 class LogContext(Interceptor):

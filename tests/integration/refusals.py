@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import grpc
+import grpc.aio
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 
 def error_info(error: grpc.RpcError) -> error_details_pb2.ErrorInfo:
     """The ErrorInfo that every refusal carries."""
-    assert isinstance(error, grpc.Call)
+    assert isinstance(error, grpc.Call | grpc.aio.AioRpcError)
     status = rpc_status.from_call(error)
     assert status is not None, error
     assert status.code == error.code().value[0]
