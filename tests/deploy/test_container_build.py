@@ -79,7 +79,14 @@ def test_an_image_comes_of_it_that_serves(tmp_path: Path) -> None:
     if reason := why_not():
         pytest.skip(reason)
     image = carried_out(tmp_path)
-    run = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", MOUNTS, "sh"]
+    run = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        MOUNTS,
+        "sh",
+    ]  # each becomes the next, and core at last
     enter = ["chroot", f"--userspec={image.user}", str(image.root)]
     core = subprocess.Popen(
         [*run, str(image.root), *enter, *image.words["ENTRYPOINT"], *image.words["CMD"]],
@@ -95,7 +102,9 @@ def test_an_image_comes_of_it_that_serves(tmp_path: Path) -> None:
 
     try:
         eventually(healthy, limit=60)
+        core.terminate()
+        assert core.wait(30) == 0
     finally:
         core.kill()
-        core.communicate()
+        core.communicate(timeout=30)
     assert not (image.root / "usr/bin/gcc").exists()

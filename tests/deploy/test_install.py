@@ -64,5 +64,5 @@ def test_the_programs_run_from_where_they_are_installed(tmp_path: Path) -> None:
         assert told.stdout.strip()
     assert not list(tmp_path.glob("lib/vmsession.*"))
     assert not (tmp_path / "lib/vmsession/bin/pip").exists()
-    make("uninstall", Path(), f"PREFIX={tmp_path}")
+    make("uninstall", Path("/"), f"PREFIX={tmp_path}")
     assert files_below(tmp_path) == set()
