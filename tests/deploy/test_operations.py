@@ -21,6 +21,10 @@ from tests.integration.waiting import eventually
 GUIDE: Final = (ROOT / "docs/operations.md").read_text()
 UPGRADE: Final = "systemctl restart vmsession"
 KEPT: Final = "--keep" in (DEPLOY / "systemd/vmsession.service").read_text()
+SCRAPE: Final = (
+    "python3 -c 'import urllib.request as r;"
+    ' print(r.urlopen("http://127.0.0.1:9464/metrics", timeout=5).read().decode())\''
+)
 DRAIN: Final = "vmcore drain"
 SOURCE: Final = "usr/local/src/vmsession"
 PACKAGES: Final = (
@@ -133,6 +137,7 @@ def test_every_command_of_the_guide_works(debian: Booted) -> None:
             assert session(debian) == before
             assert guest.poll() is None
     assert guest.wait(60) != 0
+    eventually(lambda: "vmsession_up 1.0" in debian.run(SCRAPE)[1], lambda: journal(debian), 30)
     exposure = debian.run("systemd-analyze security vmsession.service --threshold=15")
     assert exposure[0] == 0, exposure[1]
 
@@ -159,4 +164,4 @@ def session(debian: Booted) -> str:
 
 
 def journal(debian: Booted) -> str:
-    return debian.run("journalctl --unit vmsession --no-pager --lines 30")[1]
+    return debian.run("journalctl --unit 'vmsession*' --no-pager --lines 40")[1]
