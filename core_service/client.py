@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from core_service.kept import Kept
 from core_service.policy import Sight
 from core_service.refusal import Refusal
 from core_service.requests import Answer, Mutation, Requests
@@ -28,13 +29,14 @@ class Client:
     """Owns sessions and dataspaces. Lives while a lease (fd channel, KeepAlive) is open, and `grace`
     seconds longer; the end of its process ends it at once."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - what a client is known by
         self,
         name: str,
         identity: Identity,
         account: Account,
         grace: float,
         ended: Callable[[Client, str], None],
+        kept: Kept | None = None,
     ) -> None:
         self.name = name
         self.on_record = False
@@ -54,7 +56,7 @@ class Client:
         self._ended = ended
         self._leases = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._requests = Requests()
+        self.requests = Requests(name, kept)
         self._mutations: set[asyncio.Future[Any]] = set()
         self._deaths: OrderedDict[str, str] = OrderedDict()
         self._start_grace()
@@ -114,7 +116,7 @@ class Client:
         """Carry out a mutation, whole. A `request_id` seen before gives the first answer."""
         if not request.request_id:
             return await self.whole(make)
-        answer = self._requests.first(request, lambda: self._begin(make))
+        answer = self.requests.first(request, lambda: self._begin(make))
         return await asyncio.shield(answer)
 
     async def whole(self, make: Callable[[], Awaitable[Made]]) -> Made:

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 import structlog
 
 from core_service.client import Client
+from core_service.policy.policy import default_limits
 from core_service.refusal import Refusal
 
 if TYPE_CHECKING:
     from core_service.identity import Identity
+    from core_service.kept import Kept
     from core_service.names import Names
     from core_service.policy import ClientLimits, Policy
     from core_service.settings import Settings
@@ -33,6 +35,7 @@ class Clients:
         self,
         settings: Settings,
         policy: Policy,
+        kept: Kept,
         users: Users,
         names: Names,
         admitted: Admitted,
@@ -40,6 +43,7 @@ class Clients:
     ) -> None:
         self._settings = settings
         self._policy = policy
+        self._kept = kept
         self._users = users
         self._names = names
         self._admitted = admitted
@@ -118,9 +122,28 @@ class Clients:
     def _admit(self, identity: Identity, pidfd: int | None) -> Client:
         limits = self.limits_of(identity)
         assert limits, "the front door asked policy"
+        client = self._make(self._names.new("clients"), identity, pidfd, limits)
+        self._admitted(client)
+        told = {
+            "client": client.name,
+            "uid": identity.uid,
+            "gid": identity.gid,
+            "pid": identity.pid,
+        }
+        log.info("client connected", **told)
+        return client
+
+    def adopt(self, name: str, identity: Identity, pidfd: int | None) -> Client:
+        """A client of an earlier core; one that policy does not let in any more keeps what it has."""
+        limits = self.limits_of(identity) or default_limits(self._settings)
+        return self._make(name, identity, pidfd, limits)
+
+    def _make(
+        self, name: str, identity: Identity, pidfd: int | None, limits: ClientLimits
+    ) -> Client:
         account = self._users.open_client(identity.uid, limits)
-        name = self._names.new("clients")
-        client = Client(name, identity, account, self._settings.grace, self._ended)
+        client = Client(name, identity, account, self._settings.grace, self._ended, self._kept)
+        self._kept.client(client, pidfd)
         client.rom_paths = limits.rom_paths
         client.sight = self._policy.sight(identity)
         if identity.pid:
@@ -130,12 +153,10 @@ class Clients:
         if pidfd is not None:
             self._watches[client] = pidfd
             asyncio.get_running_loop().add_reader(pidfd, client.end, "client process ended")
-        self._admitted(client)
-        told = {"client": name, "uid": identity.uid, "gid": identity.gid, "pid": identity.pid}
-        log.info("client connected", **told)
         return client
 
     def _ended(self, client: Client, cause: str) -> None:
+        self._kept.client(client, None)
         pidfd = self._watches.pop(client, None)
         if pidfd is not None:
             asyncio.get_running_loop().remove_reader(pidfd)

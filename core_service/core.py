@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from core_service.adoption import Adoption
 from core_service.audit import AuditFailure, AuditLog, Query
 from core_service.audit.fold import MEMORY
 from core_service.audit.watch import News
@@ -17,6 +18,7 @@ from core_service.clients import Clients
 from core_service.dataspaces import Dataspaces, holder
 from core_service.drain import Drain
 from core_service.engine.catalog import Catalog
+from core_service.kept import Kept
 from core_service.life import Life, Phase
 from core_service.logs import about
 from core_service.names import Names
@@ -35,11 +37,12 @@ from dataspace.quota import Account, Amount
 from dataspace.record import EventKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Mapping
 
     from core_service.client import Client
     from core_service.dataspaces import Dataspace
     from core_service.engine.process import EngineProcess
+    from core_service.keeper.client import Record
     from core_service.settings import Settings
     from core_service.vcpu import Vcpu
 
@@ -51,9 +54,16 @@ BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 class Core:
     """The service without its sockets: clients, sessions, dataspaces, engines. Owns the audit log."""
 
-    def __init__(self, settings: Settings, audit: AuditLog, policy: Policy | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        audit: AuditLog,
+        policy: Policy | None = None,
+        kept: Kept | None = None,
+    ) -> None:
         self.settings = settings
         self.policy = policy or default_policy(settings)
+        self.kept = kept or Kept()
         self.audit = audit
         self.news = News(audit)
         self.readers = Readers()
@@ -66,12 +76,13 @@ class Core:
             revision=audit.last_revision,
             boot_id=BOOT_ID.read_text().strip(),
         )
-        self.dataspaces = Dataspaces(self.ledger, self.users)
+        self.dataspaces = Dataspaces(self.ledger, self.users, self.kept)
         self.shares = Shares(self.dataspaces, self.names)
         self.roms = Roms(self.dataspaces, self.names)
         self.clients = Clients(
             settings,
             self.policy,
+            self.kept,
             self.users,
             self.names,
             self._client_admitted,
@@ -85,19 +96,22 @@ class Core:
         self.on_client_end: Callable[[Client], None] = lambda client: None
         self._reclaiming: set[asyncio.Task[None]] = set()
 
-    async def begin(self) -> None:
-        """Before anybody is served: what lived in a core that was killed is lost.
-
-        Raises AuditFailure.
+    async def begin(self, records: Mapping[str, Record] | None = None) -> None:
+        """Before anybody is served: take over what the keeper has (`records`); what else lived in an
+        earlier core is lost. Raises AuditFailure.
         """
+        self.adoption = adoption = Adoption(self, records or {})
+        adopted = adoption.take_over()
         for name, kind in self.audit.alive():
-            detail = {"kind": kind}
-            self.ledger.note(EventKind.LOST, name, cause="lost at crash", detail=detail)
+            if (name, kind) not in adopted:
+                detail = {"kind": kind}
+                self.ledger.note(EventKind.LOST, name, cause="lost at crash", detail=detail)
         myself = f"{os.geteuid()}:{os.getegid()}:{os.getpid()}"
         started = {"kind": "core", "holder": myself}
         if self.policy.digest:
             started |= {"policy": str(self.settings.policy), "digest": self.policy.digest}
         self.ledger.note(EventKind.STARTED, self.names.core, detail=started)
+        await adoption.complete()
         await self.everything_recorded()
         for each in self._past.totals():
             if each.kind in MEMORY:
@@ -115,8 +129,10 @@ class Core:
         self.clients.limit_to(policy)
 
     async def everything_recorded(self) -> None:
-        """Return when all that happened so far is on disk. Raises AuditFailure."""
+        """Return when all that happened so far is on disk, and kept for the next core. Raises
+        AuditFailure."""
         await self.audit.recorded(self.ledger.revision)
+        await self.kept.flushed()
 
     def must_record(self, client: Client) -> None:
         """Before a client makes anything. Raises AuditFailure if it could not be recorded, Refusal
@@ -169,7 +185,8 @@ class Core:
         session = Session(name, label, client, account, process, self.dataspaces)
         session.vcpu_limit = limits.vcpus
         self.sessions[name] = client.sessions[name] = session
-        process.on_end = lambda why: self._engine_ended(session, why)
+        process.on_end = lambda why: self.engine_ended(session, why)
+        self.kept.session(session)
         about(client, session=name)
         log.info("session opened", engine=process.name, engine_pid=process.pid)
         if client.reclaimed or self.life.stopping:
@@ -245,7 +262,7 @@ class Core:
         session = self.session_of(client, session_name)
         return session, session.vcpu(index)
 
-    def _engine_ended(self, session: Session, why: str) -> None:
+    def engine_ended(self, session: Session, why: str) -> None:
         """An engine died of itself: its session goes, everything else stays."""
         about(session.client, session=session.name)
         log.warning("engine ended", why=why)
@@ -312,6 +329,8 @@ class Core:
         await asyncio.gather(*(self.close_session(session, cause) for session in sessions))
         for dataspace in list(client.dataspaces.values()):
             await self.dataspaces.end(dataspace, cause)
+        client.requests.forget()
+        self.kept.drop(client.name)
         self.users.close_client(client.identity.uid, client.account)
         if client.on_record:
             self.ledger.note(EventKind.CLOSED, client.name, cause=cause)
@@ -326,6 +345,24 @@ class Core:
         if not task.cancelled() and (error := task.exception()):
             log.error("reclaiming failed", exc_info=error)
 
+    async def hand_over(self) -> None:
+        """End, and leave everything to the next core: its keeper has it."""
+        self.life.reach(Phase.STOPPING)
+        await asyncio.gather(*(client.settled() for client in self.clients))
+        while self._reclaiming:
+            await asyncio.wait(self._reclaiming)
+        self.ledger.note(EventKind.STOPPED, self.names.core, cause="core hands over")
+        await self.kept.flushed()
+        await self._close_log()
+
+    async def _close_log(self) -> None:
+        try:
+            await asyncio.to_thread(self.audit.close)
+        except AuditFailure as failure:
+            log.error("audit log is not complete", why=str(failure))  # noqa: TRY400 - no defect
+        self.news.close()
+        self.readers.close()
+
     async def stop(self) -> None:
         """End all clients, and wait until nothing of them is left."""
         self.life.reach(Phase.STOPPING)
@@ -337,12 +374,7 @@ class Core:
         self.dataspaces.close()
         await self.engines.close()
         self.ledger.note(EventKind.STOPPED, self.names.core, cause="core stops")
-        try:
-            await asyncio.to_thread(self.audit.close)
-        except AuditFailure as failure:
-            log.error("audit log is not complete", why=str(failure))  # noqa: TRY400 - no defect
-        self.news.close()
-        self.readers.close()
+        await self._close_log()
 
 
 def _session_quota(account: Account, ram: int, capabilities: int) -> Amount:

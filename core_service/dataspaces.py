@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from core_service.engine.protocol import MEMORY_NAME
+from core_service.kept import Kept
 from core_service.refusal import invalid, not_found
 from dataspace.errors import NotWritable, StillWritable
 from dataspace.memory import ram
@@ -89,8 +90,9 @@ class Dataspaces:
     """Creates and frees dataspaces, and keeps the ledger of them. `all` are those that are charged, by
     name, whoever holds them; `created` and `freed` count by user what ever was."""
 
-    def __init__(self, ledger: Ledger, users: Users) -> None:
+    def __init__(self, ledger: Ledger, users: Users, kept: Kept | None = None) -> None:
         self.ledger = ledger
+        self.kept = kept or Kept()
         self._users = users
         self.before_end: Callable[[Dataspace, str, str], Awaitable[None]] = _nothing
         self.all: dict[str, Dataspace] = {}
@@ -143,7 +145,18 @@ class Dataspaces:
             raise
         self.all[made.name] = made
         self.created[made.uid] += 1
+        self.kept.dataspace(made)
         return made
+
+    def resume(self, dataspace: Dataspace, *, held: bool) -> None:
+        """Go on with a dataspace of an earlier core, in use whether the quota covers it or not."""
+        dataspace.account.take_over(ram=dataspace.size, caps=1)
+        self.all[dataspace.name] = dataspace
+        if held:
+            self._held[dataspace.name] = dataspace
+            self._answered_for.add((dataspace.memory.memory, dataspace.uid))
+            self._probe_later()
+        self.kept.dataspace(dataspace, held=held)
 
     @staticmethod
     def of(client: Client, name: str) -> Dataspace:
@@ -167,6 +180,7 @@ class Dataspaces:
             await asyncio.to_thread(dataspace.memory.memory.seal)
             self.ledger.seal(name, actor=holder(client), cause="SealDataspace")
             dataspace.sealed = True
+            self.kept.dataspace(dataspace)
             return dataspace
 
     async def written(self, dataspace: Dataspace, offset: int, size: int) -> None:
@@ -211,6 +225,7 @@ class Dataspaces:
         self._charge_user(dataspace)
         self._held[dataspace.name] = dataspace
         self._answered_for.add(answer)
+        self.kept.dataspace(dataspace, held=True)
         self._probe_later()
         return True
 
@@ -249,6 +264,7 @@ class Dataspaces:
 
     def _refund(self, dataspace: Dataspace) -> None:
         del self.all[dataspace.name]
+        self.kept.no_dataspace(dataspace)
         self.freed[dataspace.uid] += 1
         dataspace.memory.close()
         dataspace.account.refund(ram=dataspace.size, caps=1)

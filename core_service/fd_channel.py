@@ -14,11 +14,14 @@ import socket
 import struct
 import termios
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from itertools import count
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from core_service.identity import peer_identity
+from core_service.kept import Kept
 from core_service.logs import about
 from core_service.refusal import Refusal
 from dataspace.errors import DataspaceError
@@ -44,12 +47,19 @@ class FdChannels:
     returns, that is on record, and the client may still have it."""
 
     def __init__(
-        self, clients: Clients, tickets: Tickets, hand_out: HandOut, may_leave: MayLeave
+        self,
+        clients: Clients,
+        tickets: Tickets,
+        hand_out: HandOut,
+        may_leave: MayLeave,
+        kept: Kept | None = None,
     ) -> None:
         self.clients = clients
         self.tickets = tickets
         self.hand_out = hand_out
         self.may_leave = may_leave
+        self._kept = kept or Kept()
+        self._numbers = count(1)
         self._listening: socket.socket | None = None
         self._open: set[FdChannel] = set()
         self._accepting_again: asyncio.TimerHandle | None = None
@@ -74,9 +84,20 @@ class FdChannels:
         for channel in list(self._open):
             channel.close()
 
+    def identified(self, channel: FdChannel, client: Client, connection: socket.socket) -> None:
+        """A channel is a client's lease from now on."""
+        self._kept.channel(channel.number, client, connection)
+
+    def adopt(self, client: Client, connection: socket.socket) -> None:
+        """Go on with a channel of an earlier core, which is this client's lease."""
+        channel = FdChannel(self, connection, client.identity.uid, next(self._numbers))
+        self._open.add(channel)
+        channel.belongs_to(client)
+
     def forget(self, channel: FdChannel) -> None:
         """A channel closed."""
         self._open.discard(channel)
+        self._kept.drop(f"channel:{channel.number}")
 
     def close_of(self, client: Client) -> None:
         """A client is reclaimed: its channels end."""
@@ -108,15 +129,18 @@ class FdChannels:
         if unidentified >= UNIDENTIFIED_LIMIT:
             connection.close()
             return
-        self._open.add(FdChannel(self, connection, uid))
+        self._open.add(FdChannel(self, connection, uid, next(self._numbers)))
 
 
 class FdChannel:
     """One channel: first a ticket, then requests. Owns its connection."""
 
-    def __init__(self, channels: FdChannels, connection: socket.socket, uid: int) -> None:
+    def __init__(
+        self, channels: FdChannels, connection: socket.socket, uid: int, number: int
+    ) -> None:
         connection.setblocking(False)
         self.client: Client | None = None
+        self.number = number
         self._uid = uid
         self._channels = channels
         self._connection = connection
@@ -135,6 +159,8 @@ class FdChannel:
             return
         self._identification.cancel()
         asyncio.get_running_loop().remove_reader(self._connection.fileno())
+        with suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)  # a keeper may have the socket, too
         self._connection.close()
         self._channels.forget(self)
         if self.client:
@@ -169,34 +195,39 @@ class FdChannel:
             self.send(f"error OUT_OF_CAPS a client has at most {CLIENT_LIMIT} channels")
             self.close()
             return
-        self.client = client
-        client.hold()
+        self.belongs_to(client)
         self.send("ok")
+
+    def belongs_to(self, client: Client) -> None:
+        """It is this client's lease from now on."""
+        self.client = client
+        self._channels.identified(self, client, self._connection)
+        client.hold()
 
     def _answer(self, packet: bytes) -> None:
         assert self.client
         if self._unread():
             self.send("error DENIED read the last answer before the next request")
             return
-        request = packet.decode("ascii", "replace")
+        number, request = _numbered(packet.decode("ascii", "replace"))
         try:
             fd = self._channels.hand_out(self.client, request)
         except (Refusal, DataspaceError) as refusal:
-            self.send(f"error {refusal.reason} {refusal}")
+            self.send(f"error {number}{refusal.reason} {refusal}")
             return
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._connection.fileno())
-        self._sending = loop.create_task(self._send_recorded(fd, self.client, request))
+        self._sending = loop.create_task(self._send_recorded(fd, self.client, request, number))
 
-    async def _send_recorded(self, fd: int, client: Client, request: str) -> None:
+    async def _send_recorded(self, fd: int, client: Client, request: str, number: str) -> None:
         """The next request is read when this one is answered. An fd that could not be recorded is on
         record as handed out later, and stays here, as one does whose memory was freed meanwhile."""
         try:
             await self._channels.may_leave(client, request)
             if self._connection.fileno() >= 0:
-                socket.send_fds(self._connection, [b"ok"], [fd])
+                socket.send_fds(self._connection, [f"ok {number}".rstrip().encode()], [fd])
         except Refusal as refusal:
-            self.send(f"error {refusal.reason} {refusal}")
+            self.send(f"error {number}{refusal.reason} {refusal}")
         except OSError as error:
             about(client)
             log.warning("cannot send an fd", error=str(error))
@@ -218,3 +249,9 @@ class FdChannel:
         """Bytes that the client has not read yet (SIOCOUTQ, unix(7): counted until it receives)."""
         raw = fcntl.ioctl(self._connection.fileno(), termios.TIOCOUTQ, bytes(4))
         return int(struct.unpack("i", raw)[0])
+
+
+def _numbered(packet: str) -> tuple[str, str]:
+    """The number of a request, to go before what is answered, and the request without it."""
+    number, _, request = packet.partition(" ")
+    return (f"{number} ", request) if number.isdecimal() else ("", packet)

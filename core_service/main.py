@@ -59,6 +59,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         socket_mode=arguments.socket_mode,
         grace=arguments.grace,
         policy=arguments.policy,
+        keep=arguments.keep,
         audit_directory=arguments.audit_directory,
         audit_durability=arguments.audit_durability,
         audit_file_events=arguments.audit_file_events,
@@ -88,8 +89,8 @@ async def serve(settings: Settings) -> None:
     """Serve until SIGTERM, SIGINT or the end of a drain."""
     service = Service(settings, Manager.of(os.environ), inherited(os.environ))
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, service.tell_to_stop)
+    loop.add_signal_handler(signal.SIGTERM, service.tell_to_hand_over)
+    loop.add_signal_handler(signal.SIGINT, service.tell_to_stop)
     if settings.policy:
         loop.add_signal_handler(signal.SIGHUP, service.read_policy_again)
     try:
@@ -180,6 +181,14 @@ def _serve_options(serving: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="who may have how much, and see whom; read again on SIGHUP (default: everybody who can "
         "connect has the same limits)",
+    )
+    serving.add_argument(
+        "--keep",
+        type=_seconds(24 * 3600),
+        default=0.0,
+        metavar="SECONDS",
+        help="let virtual machines go on for so long while no core runs: SIGTERM and kill -9 leave "
+        "them to the next core, SIGINT and `vmcore drain` end them (default: 0, they end with core)",
     )
     serving.add_argument(
         "--audit-directory",

@@ -27,6 +27,7 @@ class Names:
         self._boot = _draw()
         while known(self.core):
             self._boot = _draw()
+        self._boots = {self._boot}
         self._numbers = count(1)
 
     @property
@@ -39,9 +40,14 @@ class Names:
         return f"{collection}/{self._boot}{encode(next(self._numbers))}"
 
     def could_be(self, collection: str, name: str) -> bool:
-        """Whether a name is of this core and collection: of something that is there, or was."""
-        start = f"{collection}/{self._boot}"
-        return name.startswith(start) and set(name.removeprefix(start)) <= set(ALPHABET)
+        """Whether a name is of this core, or one adopted from, and of this collection."""
+        start, digits = f"{collection}/", name.removeprefix(f"{collection}/")
+        ours = name.startswith(start) and digits[:BOOT_DIGITS] in self._boots
+        return ours and set(digits) <= set(ALPHABET)
+
+    def adopt(self, name: str) -> None:
+        """A name of an earlier core that is in use still."""
+        self._boots.add(name.partition("/")[2][:BOOT_DIGITS])
 
 
 def _draw() -> str:

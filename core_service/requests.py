@@ -9,6 +9,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, NamedTuple, Protocol, TypeVar, cast
 
+from core_service.kept import Kept
+from core_service.kept import request as request_key
 from core_service.refusal import Refusal, invalid
 
 REMEMBERED: Final = 256
@@ -45,7 +47,10 @@ class First(NamedTuple):
 class Requests:
     """The requests of one client that are under way, and the latest that were answered."""
 
-    def __init__(self) -> None:
+    def __init__(self, owner: str = "", kept: Kept | None = None) -> None:
+        """`owner` is the client's name, under which its answers outlive core in `kept`."""
+        self._owner = owner
+        self._kept = kept or Kept()
         self._under_way: dict[Key, First] = {}
         self._answered: OrderedDict[Key, First] = OrderedDict()
         self._bytes = 0
@@ -65,7 +70,7 @@ class Requests:
         digest = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
         first = self._under_way.get(key) or self._answered.get(key)
         if first is None:
-            first = self._under_way[key] = First(digest, begin())
+            first = self._under_way[key] = First(digest, self._begin(key, begin))
             first.answer.add_done_callback(partial(self._done, key))
         if first.digest != digest:
             raise Refusal(
@@ -79,9 +84,44 @@ class Requests:
         """A refusal leaves nothing behind, so the same request may succeed later."""
         first = self._under_way.pop(key)
         if answer.cancelled() or answer.exception():
+            self._kept.refused(self._key(key))
             return
+        self._kept.answered(self._key(key), first.digest, answer.result())
+        self._remember(key, first)
+
+    def resume(self, key: Key, digest: bytes, answer: Any) -> None:
+        """An answer that an earlier core gave."""
+        given: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        given.set_result(answer)
+        self._remember(key, First(digest, given))
+
+    def forget(self) -> None:
+        """The client ended."""
+        for key in self._answered:
+            self._kept.forgotten(self._key(key))
+
+    def _remember(self, key: Key, first: First) -> None:
         self._answered[key] = first
-        self._bytes += answer.result().ByteSize()
+        self._bytes += first.answer.result().ByteSize()
         while len(self._answered) > REMEMBERED or self._bytes > REMEMBERED_BYTES:
-            _, oldest = self._answered.popitem(last=False)
-            self._bytes -= oldest.answer.result().ByteSize()
+            oldest, its = self._answered.popitem(last=False)
+            self._bytes -= its.answer.result().ByteSize()
+            self._kept.forgotten(self._key(oldest))
+
+    def _begin(
+        self, key: Key, begin: Callable[[], asyncio.Future[Answer]]
+    ) -> asyncio.Future[Answer]:
+        """Its task knows for whom it works: what it makes is known by that until it is answered."""
+        name = self._key(key)
+        self._kept.begun(name)
+        before = request_key.set(name)
+        try:
+            return begin()
+        except BaseException:
+            self._kept.refused(name)
+            raise
+        finally:
+            request_key.reset(before)
+
+    def _key(self, key: Key) -> str:
+        return f"{self._owner}:{key[0]}:{key[1]}"

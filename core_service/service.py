@@ -23,11 +23,13 @@ from vmsession.v1 import audit_pb2_grpc, core_pb2_grpc, dataspace_pb2_grpc, vm_s
 
 from core_service import activation
 from core_service.audit import AuditFailure, AuditLog
-from core_service.census import Census, take_census
+from core_service.census import take_census
 from core_service.core import Core
 from core_service.fd_channel import FdChannels
 from core_service.front_door import BACKLOG, FrontDoor
 from core_service.health import HEALTH, SERVICES, Health
+from core_service.keeper.client import SOCKET, Keeper, Record
+from core_service.kept import Kept
 from core_service.life import Phase
 from core_service.manager import Manager
 from core_service.policy import Policy, PolicyError, load
@@ -74,8 +76,11 @@ class Service:
         self._told_to_stop = asyncio.Event()
         self._one_reading = asyncio.Lock()
         self._reading: set[asyncio.Task[None]] = set()
-        self._idle = Census()
+        self._idle = 0
+        self._keeper: Keeper | None = None
+        self._hands_over = False
         self._bound: list[Path] = []
+        self._adopted: set[str] = set()
         self._inner: Path | None = None
         self._lock = -1
         self._server: grpc.aio.Server | None = None
@@ -92,9 +97,12 @@ class Service:
             self._lock = lock(self._settings.lock)
         except BlockingIOError:
             raise SocketInUseError(str(self._settings.socket)) from None
+        before = take_census()
         core = self._core = await self._begin(policy)
+        adopted = take_census().total - before.total
         core.drain.on_over = self.tell_to_stop
         core.life.on_change(self._manager.reached)
+        self._adopt_listening(core.adoption.listening())
         public = self._listen(activation.CORE, self._settings.socket)
         fds = self._listen(activation.FDS, self._settings.fd_socket)
         self._inner = self._make_inner()
@@ -102,13 +110,20 @@ class Service:
         check_path(grpc_socket)
         self._health = Health(core.life, core.audit, core.engines)
         self._server = await self._serve_inner(core, self._health, grpc_socket)
-        self._channels = FdChannels(core.clients, core.tickets, core.hand_out, core.may_leave)
+        core.kept.listening(activation.CORE, public)
+        core.kept.listening(activation.FDS, fds)
+        self._channels = FdChannels(
+            core.clients, core.tickets, core.hand_out, core.may_leave, core.kept
+        )
         core.on_client_end = self._channels.close_of
+        for client, connection in core.adoption.channels():
+            self._channels.adopt(client, connection)
+        core.adoption.close()
         self._channels.open(fds)
         self._door = FrontDoor(core.clients, grpc_socket)
         await self._health.begin()
         await self._door.open(public)
-        self._idle = take_census()
+        self._idle = take_census().total - adopted - len(self._channels)
         core.life.reach(Phase.SERVING)
         self._health.on_news = self._manager.health
         log.info("serving", socket=str(self._settings.socket))
@@ -121,13 +136,25 @@ class Service:
             self._settings.audit_keep_files,
         )
         try:
-            core = Core(self._settings, audit, policy)
-            await core.begin()
+            records = self._find_keeper()
+            core = Core(self._settings, audit, policy, Kept(self._keeper))
+            await core.begin(records)
         except BaseException:
             with suppress(AuditFailure):  # which is why it does not begin
                 await asyncio.to_thread(audit.close)
             raise
         return core
+
+    def _find_keeper(self) -> dict[str, Record]:
+        """What the keeper of an earlier core has; without `keep` it ends with this one. Nobody is served
+        yet who could be kept waiting."""
+        keeper = Keeper(self._settings.directory, self._settings.keep)
+        check_path(self._settings.directory / SOCKET)
+        records = keeper.find()
+        if records or self._settings.keep:
+            keeper.start()
+            self._keeper = keeper
+        return records
 
     def _make_inner(self) -> Path:
         """The directory of the inner socket, 0700; what a killed core left goes, as the lock is ours."""
@@ -136,10 +163,21 @@ class Service:
             shutil.rmtree(left, ignore_errors=True)
         return Path(tempfile.mkdtemp(prefix=INNER, dir=directory))
 
+    def _adopt_listening(self, adopted: dict[str, socket.socket]) -> None:
+        """Sockets that an earlier core bound, unless the manager passed them, as it did then."""
+        for name, listening in adopted.items():
+            if name in self._passed:
+                listening.close()
+            else:
+                self._passed[name] = listening
+                self._adopted.add(name)
+
     def _listen(self, name: str, path: Path) -> socket.socket:
         """The socket that was passed, whose file is the manager's; else one of core's own."""
         if passed := self._passed.pop(name, None):
             activation.check(name, passed, path)
+            if name in self._adopted:
+                self._bound.append(path)
             return passed
         listening = listen(path, activation.KINDS[name], self._settings.socket_mode)
         self._bound.append(path)
@@ -180,6 +218,11 @@ class Service:
                     self._core.heed(policy)
                     log.info("policy changed", file=str(self._settings.policy))
 
+    def tell_to_hand_over(self) -> None:
+        """End `until_told_to_stop`, of a signal that leaves everything to the next core if it may."""
+        self._hands_over = bool(self._keeper and self._settings.keep)
+        self._told_to_stop.set()
+
     def tell_to_stop(self) -> None:
         """End `until_told_to_stop`, of a signal or when core has drained."""
         self._told_to_stop.set()
@@ -189,7 +232,11 @@ class Service:
         await self._told_to_stop.wait()
 
     async def stop(self) -> None:
-        """End all clients, then the sockets; nothing is left."""
+        """End all clients, then the sockets; nothing is left. Or leave all but the calls under way to
+        the next core."""
+        if self._hands_over and self._core and self._core.life.phase is Phase.SERVING:
+            await self._leave()
+            return
         if self._door:
             self._door.stop_accepting()
         if self._health:
@@ -202,6 +249,8 @@ class Service:
             await self._server.stop(STOP_GRACE)
         if self._door:
             self._door.close()
+        if self._keeper:
+            await self._keeper.end()
         for path in self._bound:
             with suppress(FileNotFoundError):
                 path.unlink()
@@ -212,11 +261,26 @@ class Service:
         self._manager.close()
         log.info("stopped")
 
+    async def _leave(self) -> None:
+        """The end of this process is no end of what the keeper has."""
+        assert self._core
+        assert self._keeper
+        if self._door:
+            self._door.stop_accepting()
+        if self._health:
+            await self._health.close()
+        if self._server:
+            await self._server.stop(STOP_GRACE)
+        await self._core.hand_over()
+        self._keeper.close()
+        self._manager.close()
+        log.info("left everything to the next core")
+
     def extra_fds(self) -> int:
         """fds held for clients: memory, engines. Those of their leases are not counted."""
         assert self._core
         leases = self._core.clients.watched + len(self._channels or ())
-        return take_census().total - self._idle.total - leases
+        return take_census().total - self._idle - leases
 
 
 def lock(path: Path) -> int:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from core_service.dataspaces import holder
-from core_service.engine.protocol import MalformedPacketError
+from core_service.engine.protocol import MalformedPacketError, MappingKind
 from core_service.refusal import Refusal, invalid, not_found
 from core_service.vcpu import Vcpu
 from dataspace.address_map import AddressMap
@@ -26,13 +26,17 @@ from dataspace.record import EventKind
 from dataspace.vcpu_page import PAGE_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from core_service.client import Client
     from core_service.dataspaces import Dataspace, Dataspaces
     from core_service.engine.process import EngineProcess
-    from core_service.engine.protocol import Exit
+    from core_service.engine.protocol import Exit, Mapping
     from dataspace.attachments import Attachment
     from dataspace.quota import Account
     from dataspace.record import Detail
+
+    Ranges = Sequence[tuple[int, int]]
 
 log = structlog.get_logger()
 
@@ -100,6 +104,7 @@ class Session:
         asked = {"ram": ram, "capabilities": capabilities}
         self._note(EventKind.UPGRADED, self.name, "UpgradeQuota", holder(self.client), asked)
         self.account.upgrade(ram, capabilities)
+        self._dataspaces.kept.session(self)
 
     # -- vCPUs
 
@@ -117,6 +122,8 @@ class Session:
                 )
             self._policy_must_allow_vcpu()
             name = f"{self.name}/vcpus/{index}"
+            if made := self._unclaimed(index, page_transport=page_transport):
+                return made
             if index in self.vcpus:
                 raise Refusal("ALREADY_EXISTS", f"{name} exists", name=name)
             return await self._make_vcpu(name, index, page_transport)
@@ -127,12 +134,19 @@ class Session:
             why = f"policy lets this session have {limit} vCPUs at most"
             raise Refusal("OUT_OF_CAPS", why, asked=1, used=used, limit=limit)
 
+    def _unclaimed(self, index: int, *, page_transport: bool) -> Vcpu | None:
+        """A vCPU that an earlier core made and could not tell of: who asks again gets it."""
+        vcpu = self.vcpus.get(index)
+        if vcpu and vcpu.unclaimed and (vcpu.page is not None) is page_transport:
+            vcpu.unclaimed = False
+            return vcpu
+        return None
+
     async def _make_vcpu(self, name: str, index: int, page_transport: bool) -> Vcpu:
         if not page_transport:
             with self.account.charged(ram=PAGE_BYTES, caps=1):
                 await self._make_in_engine(name, index, None)
-            self.vcpus[index] = Vcpu(name, index, None)
-            return self.vcpus[index]
+            return self._have_vcpu(Vcpu(name, index, None))
         page = self._dataspaces.allocate(
             name, "vcpu_page", PAGE_BYTES, self.account, self.client, self.label
         )
@@ -141,8 +155,18 @@ class Session:
         except BaseException:
             self._dataspaces.dispose(page, "vCPU could not be created")
             raise
-        self.vcpus[index] = Vcpu(name, index, page)
-        return self.vcpus[index]
+        return self._have_vcpu(Vcpu(name, index, page))
+
+    def _have_vcpu(self, vcpu: Vcpu) -> Vcpu:
+        self.vcpus[vcpu.index] = vcpu
+        self._dataspaces.kept.vcpu(vcpu)
+        return vcpu
+
+    def resume_vcpu(self, vcpu: Vcpu) -> None:
+        """Go on with a vCPU of an earlier core; its page was resumed."""
+        if vcpu.page is None:
+            self.account.take_over(ram=PAGE_BYTES, caps=1)
+        self._have_vcpu(vcpu)
 
     async def _make_in_engine(self, name: str, index: int, page: Dataspace | None) -> None:
         who = holder(self.client)
@@ -232,10 +256,55 @@ class Session:
                 except BaseException:
                     self._record_detached(attachment, "it could not be mapped")
                     raise
+                self._dataspaces.kept.attachment(self, attachment)
         except BaseException:
             self._map.detach(gpa, size)
             self._forget_unattached(dataspace.name)
             raise
+
+    def resume_attachment(self, dataspace: Dataspace, attachment: Attachment) -> None:
+        """Go on with what an earlier core attached."""
+        self._map.attach(
+            attachment.dataspace,
+            dataspace.size,
+            attachment.gpa,
+            attachment.offset,
+            attachment.size,
+            attachment.writable,
+            attachment.executable,
+        )
+        self._planned.clear()
+        self.account.take_over(caps=1)
+        self._attached[dataspace.name] = dataspace
+        dataspace.sessions.add(self)
+        self.attached_bytes += attachment.size
+        self._dataspaces.ledger.resume_attachment(self.name, attachment)
+        self._dataspaces.kept.attachment(self, attachment)
+
+    async def agree_with_engine(self) -> None:
+        """What an earlier core ended in the midst of: the engine has a mapping that is not on record any
+        more, or not yet, or lacks one that is. Raises Refusal."""
+        async with self._mutation:
+            listed = await self.engine.list_mappings()
+            regions = sorted((each for each in listed if each.kind is MappingKind.REGION), key=_gpa)
+            there = [(each.gpa, each.gpa + each.size) for each in regions]
+            mine = [(each.gpa, each.end) for each in self._map]
+            for first, end in without(there, mine):
+                await self.engine.unmap(first, end - first)
+            for first, end in without(mine, there):
+                pieces = self._map.detach(first, end - first)
+                await self._forget_pieces(pieces, "core ended in the midst of it", "")
+                self.account.refund(caps=len(pieces))
+
+    def _keep_attachments(self, gone: list[Attachment]) -> None:
+        """What was unmapped is not kept; what is left of those that it was a part of, is."""
+        kept = self._dataspaces.kept
+        for piece in gone:
+            kept.no_attachment(self, piece.gpa)
+            for end in (piece.gpa - 1, piece.end):
+                rest = self._map.find(end) if end >= 0 else None
+                if rest and rest.dataspace == piece.dataspace:
+                    kept.attachment(self, rest)
 
     def _record_attached(self, attachment: Attachment) -> None:
         self._dataspaces.ledger.attach(
@@ -296,6 +365,7 @@ class Session:
 
     async def _forget_pieces(self, pieces: list[Attachment], cause: str, actor: str) -> None:
         """They are mapped no more. Many take long: others have their turns meanwhile."""
+        self._keep_attachments(pieces)
         for number, piece in enumerate(pieces, 1):
             self._record_detached(piece, cause, actor)
             if number % AT_ONCE == 0:
@@ -378,6 +448,7 @@ class Session:
         self.account.refund(caps=len(pieces))
         for vcpu in self.vcpus.values():
             self._note(EventKind.CLOSED, vcpu.name, cause, actor)
+            self._dataspaces.kept.drop(f"vcpu:{vcpu.name}")
             if vcpu.page:
                 self._dataspaces.dispose(vcpu.page, cause, actor)
             else:
@@ -385,6 +456,27 @@ class Session:
         self.vcpus.clear()
         self.account.close()
         self._note(EventKind.CLOSED, self.name, cause, actor)
+        self._dataspaces.kept.drop(self.name)
+
+
+def _gpa(mapping: Mapping) -> int:
+    return mapping.gpa
+
+
+def without(ranges: Ranges, others: Ranges) -> Iterator[tuple[int, int]]:
+    """The parts of `ranges` that are in none of `others`; both sorted, each without overlaps."""
+    for first, end in ranges:
+        at = first
+        for start, stop in others:
+            if stop <= at:
+                continue
+            if start >= end:
+                break
+            if at < start:
+                yield at, start
+            at = stop
+        if at < end:
+            yield at, end
 
 
 def check_label(label: str) -> None:

@@ -46,8 +46,8 @@ def default_audit_directory() -> Path:
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Paths and limits. RAM in bytes, times in seconds. The limits of clients and users are those where
-    policy does not say more. The newest `audit_keep_files` files of the audit log are kept, 0 keeps
-    all."""
+    policy does not say more. Virtual machines go on for `keep` while no core runs. The newest
+    `audit_keep_files` files of the audit log are kept, 0 keeps all."""
 
     directory: Path = field(default_factory=default_directory)
     socket_mode: int = 0o660
@@ -65,6 +65,7 @@ class Settings:
     engine_stop_limit: float = 5.0
     history: int = 10_000
     policy: Path | None = None
+    keep: float = 0.0
     audit_directory: Path = field(default_factory=default_audit_directory)
     audit_durability: Durability = "process"
     audit_file_events: int = FILE_EVENTS

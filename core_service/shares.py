@@ -105,9 +105,18 @@ class Shares:
                     "writable": writable,
                 },
             )
-        self._all[name] = dataspace.shares[name] = share
-        self._by_uid.setdefault(uid, {})[name] = share
+        self._know(share)
         return share
+
+    def resume(self, share: Share) -> None:
+        """Go on with an offer of an earlier core."""
+        share.owner.account.take_over(caps=1)
+        self._know(share)
+
+    def _know(self, share: Share) -> None:
+        self._all[share.name] = share.dataspace.shares[share.name] = share
+        self._by_uid.setdefault(share.uid, {})[share.name] = share
+        self._dataspaces.kept.share(share)
 
     def accept(self, client: Client, name: str) -> Dataspace:
         """Make a dataspace of an offer.
@@ -131,6 +140,7 @@ class Shares:
                 )
             )
         share.accepted = client.dataspaces[made.name] = made
+        self._dataspaces.kept.share(share)
         return made
 
     async def revoke(self, client: Client, name: str) -> bool:
@@ -171,6 +181,7 @@ class Shares:
                 EventKind.REVOKED, share.name, actor=actor, cause=cause, detail=detail
             )
             share.owner.account.refund(caps=1)
+            self._dataspaces.kept.drop(f"share:{share.name}")
         held = accepted is not None and await self._dataspaces.end(accepted, cause, actor)
         share.dataspace.shares.pop(share.name, None)
         return held

@@ -87,6 +87,10 @@ class Users:
             raise Refusal("OUT_OF_CAPS", "core has no session left; retry later", asked=1)
         self._sessions[uid, label] += 1
 
+    def resume_session(self, uid: int, label: str) -> None:
+        """Count a session of an earlier core, whatever policy says."""
+        self._sessions[uid, label] += 1
+
     def close_session(self, uid: int, label: str) -> None:
         """It ended, or did not start."""
         self._sessions[uid, label] -= 1

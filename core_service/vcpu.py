@@ -24,6 +24,7 @@ class Vcpu:
         self.page = page
         self.wanted = (0, 0)
         self.exits = Exits(name)
+        self.unclaimed = False
 
     @property
     def fpu_size(self) -> int:
@@ -56,6 +57,17 @@ class Exits:
         self.served_by: ExitStream | None = None
         self.moved = asyncio.Event()
         self._due = 0
+        self._adopted = False
+
+    def adopt(self) -> None:
+        """The vCPU ran under an earlier core, or stands at an exit that the engine is asked to send
+        again: that may come once more than it is due."""
+        self._due = 1
+        self._adopted = True
+
+    def never_ran(self) -> None:
+        """It is stopped, and there is no exit to send."""
+        self._due = 0
 
     def run_asked(self) -> None:
         """The engine is asked to run the vCPU: until it refuses, the vCPU has left its last exit."""
@@ -69,11 +81,18 @@ class Exits:
     def publish(self, arrived: Exit) -> None:
         """The engine sent an exit. Raises MalformedPacketError for one that nobody ran for: an engine
         that could exit at will would keep core busy."""
+        if self._adopted and not self._due and self._is_last(arrived):
+            self._adopted = False
+            return
         if not self._due:
             raise MalformedPacketError(f"an exit of {self.vcpu}, which does not run")
         self._due -= 1
         self.last = arrived
         self.moved.set()
+
+    def _is_last(self, arrived: Exit) -> bool:
+        sequences = [EngineHalf(each.half).exit_seq for each in (arrived, self.last) if each]
+        return len(set(sequences)) < len(sequences)
 
     def end(self, why: str) -> None:
         """The session ends: so does whoever waits."""

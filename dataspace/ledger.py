@@ -114,6 +114,22 @@ class Ledger:
             self._sharers.setdefault(origin, Counter())[holder] += 1
         self._count(self._living[name], None, State.ALIVE)
 
+    def resume(self, life: Life) -> None:
+        """Go on with a dataspace of an earlier ledger: it is on record already, so there is no event.
+
+        Raises DuplicateDataspace.
+        """
+        if life.name in self._living or life.name in self._freed:
+            raise DuplicateDataspace(life.name)
+        self._living[life.name] = life
+        if life.origin:
+            self._sharers.setdefault(life.origin, Counter())[life.holder] += 1
+        self._count(life, None, life.state)
+
+    def resume_attachment(self, session: str, attachment: Attachment) -> None:
+        """Go on with an attachment of a dataspace that was resumed."""
+        self._life(attachment.dataspace).resume_attachment(session, attachment)
+
     def attach(  # noqa: PLR0913, PLR0917 - the fields of the event
         self,
         name: str,

@@ -92,6 +92,18 @@ class Life:
         self._sessions.setdefault(session, Attachments()).insert(attachment)
         self._mappings += 1
 
+    def resume(self, mappings: int, hand_outs: int, held: Stamp | None, cause: str) -> None:
+        """Go on with one of an earlier ledger; `held` is when its owner freed it, if he did."""
+        self._mappings = mappings
+        self._hand_outs = hand_outs
+        if held:
+            self.enter(State.HELD, held, cause)
+
+    def resume_attachment(self, session: str, attachment: Attachment) -> None:
+        """Note a mapping that was counted before."""
+        self.attach(session, attachment)
+        self._mappings -= 1
+
     def detach(self, session: str, gpa: int, size: int) -> None:
         """Note that a mapping, or a part of it, is gone."""
         self._told = None

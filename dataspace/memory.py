@@ -61,6 +61,20 @@ class Memory:
         """The name it was made under, as in /proc/PID/maps."""
         return self._name
 
+    @classmethod
+    def resumed(cls, description: int) -> Self:
+        """Go on with the memory of a process that ended, by its description, which this takes over."""
+        name = Path(f"/proc/self/fd/{description}").readlink().name
+        memory = cls(description, name.removesuffix(" (deleted)"), os.fstat(description).st_size)
+        memory._handed_out = True
+        return memory
+
+    @property
+    def description(self) -> int:
+        """The fd of its one description, to be passed on to a process that holds it in this one's place:
+        what is passed is the same description, which the lease probe does not take for another."""
+        return self._owned()
+
     @property
     def size(self) -> int:
         """Bytes, a multiple of the page size; never changes."""

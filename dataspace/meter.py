@@ -18,7 +18,7 @@ class Meter:
         self._refusal = refusal
         self._initial_limit = limit
         self._parent = parent
-        self._transferred = 0
+        self.transferred = 0
         self.own = 0  # the part of `used` charged here, not below
         self.used = 0
         self.peak = 0
@@ -26,7 +26,7 @@ class Meter:
     @property
     def limit(self) -> int:
         """The most that may be used."""
-        return self._initial_limit + self._transferred
+        return self._initial_limit + self.transferred
 
     @property
     def free(self) -> int:
@@ -63,11 +63,11 @@ class Meter:
         """Raise the limit by an amount that was admitted, at the parent's expense."""
         if self._parent is not None:
             self._parent._add(self._transfer_cost(amount))
-        self._transferred += amount
+        self.transferred += amount
 
     def give_back(self) -> None:
         """Return to the parent all that was transferred."""
-        self.transfer(-self._transferred)
+        self.transfer(-self.transferred)
 
     def _add(self, amount: int) -> None:
         passed_on = self._weight(self.used + amount) - self._weight(self.used)
@@ -77,7 +77,7 @@ class Meter:
             self._parent._add(passed_on)
 
     def _weight(self, used: int) -> int:
-        return max(used, self._transferred)
+        return max(used, self.transferred)
 
     def _transfer_cost(self, amount: int) -> int:
-        return max(self.used, self._transferred + amount) - self._weight(self.used)
+        return max(self.used, self.transferred + amount) - self._weight(self.used)

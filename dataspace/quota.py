@@ -71,6 +71,11 @@ class Account:
         return Amount(self._ram.limit, self._caps.limit)
 
     @property
+    def transferred(self) -> Amount:
+        """What was transferred from the parent."""
+        return Amount(self._ram.transferred, self._caps.transferred)
+
+    @property
     def free(self) -> Amount:
         """What the limits leave; an ancestor may leave less."""
         return Amount(self._ram.free, self._caps.free)

@@ -52,6 +52,8 @@ class EventKind(StrEnum):
     """A session's quota was raised."""
     LOST = "lost"
     """An object of a core that was killed; what `detail` names as `kind` is gone."""
+    ADOPTED = "adopted"
+    """A core that was started anew goes on with a session."""
     POLICY = "policy"
     """Core heeds another policy."""
     STARTED = "started"

@@ -10,6 +10,8 @@ given to its holder. From that follows who answers for memory that is still held
 - the last view of a memory answers for whoever holds it, known or not.
 """
 
+from collections.abc import Sequence
+
 from dataspace.errors import InvalidDataspace, NotWritable, OutOfRange
 from dataspace.memory import Memory
 from dataspace.ranges import part_size
@@ -44,6 +46,22 @@ class View:
         view._handed_out = False
         view._all = self._all
         self._all.add(view)
+        return view
+
+    def described(self) -> list[int]:
+        """What `resumed` makes the same view of."""
+        flags = (self._allowed_to_write, self._borrowed, self._handed_out)
+        return [self.offset, self.size, *map(int, flags)]
+
+    @classmethod
+    def resumed(cls, memory: Memory, described: Sequence[int], beside: "View | None") -> "View":
+        """Return a view as another process had it; `beside` is one of the same memory."""
+        view = cls(memory)
+        view.offset, view.size = described[:2]
+        view._allowed_to_write, view._borrowed, view._handed_out = map(bool, described[2:])
+        if beside:
+            view._all = beside._all
+            view._all.add(view)
         return view
 
     @property

@@ -59,6 +59,7 @@ class Connection(AuditReader):
         try:
             self.info = self._greet()
             self.fd_channel = self._lease()
+            self.rpc.lease_holds = lambda: not self.fd_channel.hung_up()
         except BaseException:
             self.rpc.close()
             raise

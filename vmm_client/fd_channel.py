@@ -10,11 +10,13 @@ import os
 import select
 import socket
 import threading
+import time
 from array import array
 
 from vmm_client.errors import BadFd, CoreUnavailable, Refused
 
 ANSWER_SECONDS = 10.0
+ASK_AGAIN_SECONDS = 2.0  # of a core that was started anew: what the one before read is lost
 PACKET_BYTES = 4096
 FD_BYTES = 4
 FDS_PER_PACKET = 4  # one is right; room for more, so that none is lost unseen and left open
@@ -27,6 +29,7 @@ class FdChannel:
         """Redeem a ticket. Raises CoreUnavailable, or Refused if it is not valid (any more)."""
         self._path = path
         self._lock = threading.Lock()
+        self._number = 0
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.settimeout(ANSWER_SECONDS)
         try:
@@ -47,9 +50,8 @@ class FdChannel:
         # Core sends the next fd only when the last was received, so one request at a time.
         with self._lock:
             try:
-                fds = self._exchange(what)
+                fds = self._ask(what)
             except OSError as error:
-                # An answer that comes late would be taken for that of the next request.
                 self._socket.close()
                 raise self._lost(error) from error
         if len(fds) != 1:
@@ -70,10 +72,30 @@ class FdChannel:
         """Give up the lease; closing again does nothing."""
         self._socket.close()
 
-    def _exchange(self, request: str) -> list[int]:
-        self._socket.send(request.encode())
-        answer, fds, flags = self._receive()
-        verdict, _, rest = answer.decode(errors="replace").partition(" ")
+    def _ask(self, what: str) -> list[int]:
+        """Ask, more than once if need be; an answer tells by its number what it is for."""
+        end = time.monotonic() + ANSWER_SECONDS
+        self._socket.settimeout(ASK_AGAIN_SECONDS)
+        while True:
+            self._number += 1
+            try:
+                return self._exchange(what, str(self._number))
+            except TimeoutError:
+                if time.monotonic() > end:
+                    raise
+
+    def _exchange(self, request: str, number: str = "") -> list[int]:
+        self._socket.send(f"{number} {request}".lstrip().encode())
+        while True:
+            answer, fds, flags = self._receive()
+            verdict, _, rest = answer.decode(errors="replace").partition(" ")
+            answers, _, told = rest.partition(" ")
+            if not number or not answers.isdecimal():
+                break
+            if answers == number:
+                rest = told
+                break
+            self._close_all(fds)  # it comes late: another was asked for again
         if verdict == "ok" and not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             return fds
         self._close_all(fds)

@@ -81,16 +81,28 @@ class Relay:
         self._paused = self._window = 0  # what was passed on
         self._pauses_passed = 0
         self._ended = False
+        self._returns: Iterator[bool] | None = None  # while no core answers
+        self._lock = threading.Lock()
+        self._stream = 0  # counts the streams: another after each end of core
+        self._sent: tuple[int, Reply] | None = None  # the last reply, and the exit that it answers
+        self._again: Reply | None = None  # a reply that no stream took to core
         self._failure: VmsessionError | None = None
         self._thread = threading.Thread(target=self._take_exits, name=f"relay {name}", daemon=True)
 
     def start(self) -> None:
         """Open the stream. Raises Closed."""
+        self._open()
+        self._thread.start()
+
+    def _open(self) -> None:
+        with self._lock:
+            self._stream += 1
+            stream = self._stream
+        self._side.wake()  # who served the one before
         try:
-            self._call = self._stub.HandleExits(self._requests())
+            self._call = self._stub.HandleExits(self._requests(stream))
         except ValueError as error:  # what gRPC raises on a closed channel
             raise Closed(self.name) from error
-        self._thread.start()
 
     def check(self) -> None:
         """Raises what ended the stream, unless `end` did: SessionEnded, Refused, BadMessage, Closed."""
@@ -114,26 +126,39 @@ class Relay:
 
     # From the page to the stream, on the thread by which gRPC takes requests.
 
-    def _requests(self) -> Iterator[HandleExitsRequest]:
+    def _requests(self, stream: int) -> Iterator[HandleExitsRequest]:
         yield HandleExitsRequest(open=self.name)
         try:
-            while (reply := self._next_reply()) is not None:
+            while (reply := self._next_reply(stream)) is not None:
                 yield HandleExitsRequest(reply=reply)
         except VmsessionError as error:
             self._fail(self._what_ended(error))
 
-    def _next_reply(self) -> Reply | None:
-        while not self._ended:
+    def _next_reply(self, stream: int) -> Reply | None:
+        while not self._ended and stream == self._stream:
+            if again := self._take_again():
+                return again
             runs = self._side.runs()
             self._pass_on_requests()  # those before a run are for that run
             if not runs:
                 self._side.sleep()
                 continue
             try:
-                return self._read_reply()
+                reply = self._read_reply()
             except Inexpressible as refused:
                 self._refuse(refused.check)
+                continue
+            with self._lock:
+                self._sent = self._sequence, reply
+                if stream == self._stream:
+                    return reply
+                self._again = reply
         return None
+
+    def _take_again(self) -> Reply | None:
+        with self._lock:
+            reply, self._again = self._again, None
+            return reply
 
     def _pass_on_requests(self) -> None:
         if (pause := self._side.pause_seq) != self._paused:
@@ -171,15 +196,42 @@ class Relay:
     # From the stream to the page, on a thread of our own.
 
     def _take_exits(self) -> None:
+        try:
+            while self._comes_back():
+                self._open()
+        except ValueError as error:
+            self._fail(BadMessage(self.name, str(error)))
+        except VmsessionError as error:
+            self._fail(error)
+
+    def _comes_back(self) -> bool:
+        """Take exits until the stream ends; True, after a pause, when another core may serve the next.
+
+        Raises what ended it, ValueError for what core cannot mean.
+        """
         response: HandleExitsResponse
         try:
             for response in self._call:
-                self._take(response.exit)
-            self._fail(SessionEnded(self._session, "core closed the stream"))
+                self._returns = None
+                if response.exit.sequence == self._sequence and self._stream > 1:
+                    self._reply_again()
+                else:
+                    self._take(response.exit)
         except grpc.RpcError as error:
-            self._fail(self._what_ended(self._rpc.translated(error)))
-        except ValueError as error:
-            self._fail(BadMessage(self.name, str(error)))
+            if self._ended or not self._rpc.may_return(error):
+                raise self._what_ended(self._rpc.translated(error)) from error
+            self._returns = self._returns or self._rpc.returning()
+            if not next(self._returns):
+                raise self._what_ended(self._rpc.translated(error)) from error
+            return True
+        raise SessionEnded(self._session, "core closed the stream")
+
+    def _reply_again(self) -> None:
+        """The vCPU stands where it stood when core ended: a reply that was given did not arrive."""
+        with self._lock:
+            if self._sent and self._sent[0] == self._sequence:
+                self._again = self._sent[1]
+        self._side.wake()
 
     def _what_ended(self, error: VmsessionError) -> VmsessionError:
         if isinstance(error, CoreUnavailable):

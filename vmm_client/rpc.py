@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 from urllib.parse import quote
+from uuid import uuid4
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -13,6 +17,10 @@ from grpc_status import rpc_status
 from vmm_client.errors import Closed, CoreUnavailable, IncompatibleCore, Refused, VmsessionError
 
 DEADLINE_SECONDS = 30.0
+PATIENCE_SECONDS = 30.0  # for a core that is started anew
+PAUSE_SECONDS = 0.05
+LONGEST_PAUSE_SECONDS = 0.5
+GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 DOMAIN = "vmsession.v1"
 
 Q = TypeVar("Q")
@@ -27,8 +35,16 @@ class Rpc:
         self._path = path
         # A target is a URI. One transport for each channel: core tells clients apart by it.
         self.channel = grpc.insecure_channel(
-            f"unix://{quote(path)}", [("grpc.use_local_subchannel_pool", 1)]
+            f"unix://{quote(path)}",
+            [
+                ("grpc.use_local_subchannel_pool", 1),
+                ("grpc.initial_reconnect_backoff_ms", 50),
+                ("grpc.min_reconnect_backoff_ms", 50),
+                ("grpc.max_reconnect_backoff_ms", 500),
+            ],
         )
+        self.lease_holds: Callable[[], bool] = lambda: False
+        self._closed = threading.Event()
 
     def call(
         self,
@@ -36,16 +52,38 @@ class Rpc:
         request: Q,
         seconds: float = DEADLINE_SECONDS,
     ) -> A:
-        """The answer. Raises Refused, CoreUnavailable, IncompatibleCore, Closed."""
-        try:
-            return method(request, timeout=seconds)
-        except grpc.RpcError as error:
-            raise self.translated(error) from error
-        except ValueError as error:  # what gRPC raises on a closed channel
-            raise Closed(f"the connection to {self._path}") from error
+        """The answer, of the next core where one is started anew meanwhile. A mutation is carried out
+        once: its request id tells. Raises Refused, CoreUnavailable, IncompatibleCore, Closed."""
+        if not getattr(request, "request_id", "-"):
+            request.request_id = uuid4().hex  # type: ignore[attr-defined]
+        returns = self.returning()
+        while True:
+            try:
+                return method(request, timeout=seconds)
+            except grpc.RpcError as error:
+                if not self.may_return(error) or not next(returns):
+                    raise self.translated(error) from error
+            except ValueError as error:  # what gRPC raises on a closed channel
+                raise Closed(f"the connection to {self._path}") from error
+
+    def may_return(self, error: grpc.RpcError) -> bool:
+        """Whether a call failed because core ended, and what it held for us did not: another core is
+        to take it over."""
+        gone = isinstance(error, grpc.Call) and error.code() in GONE and not _error_info(error)
+        return gone and not self._closed.is_set() and self.lease_holds()
+
+    def returning(self) -> Iterator[bool]:
+        """Wait for another core, longer each time: False when that took too long, or this is closed."""
+        end, pause = time.monotonic() + PATIENCE_SECONDS, PAUSE_SECONDS
+        while time.monotonic() < end and not self._closed.wait(pause):
+            yield True
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+        while True:
+            yield False
 
     def close(self) -> None:
         """End the connection; closing again does nothing."""
+        self._closed.set()
         self.channel.close()
 
     def translated(self, error: grpc.RpcError) -> VmsessionError:

@@ -35,6 +35,8 @@ _NO_MEMORY: Final = {
     EventKind.OPENED,
     EventKind.CLOSED,
     EventKind.UPGRADED,
+    EventKind.ADOPTED,
+    EventKind.POLICY,
     EventKind.STARTED,
     EventKind.STOPPED,
     EventKind.SHARED,

@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -17,7 +18,7 @@ import structlog
 
 from core_service.audit.chain import event_of, row_of
 from core_service.audit.errors import AuditError, AuditFailure
-from core_service.audit.fold import ENDINGS
+from core_service.audit.fold import ENDINGS, Life
 from core_service.audit.schema import Head
 from core_service.audit.store import Durability, Store, lock
 from dataspace.record import Event
@@ -54,7 +55,7 @@ class AuditLog:
         self._open_store = open_store
         self._store: Store | None = open_store()
         self._head = self._store.head
-        self._alive = [(life.name, life.kind) for life in self._store.fold.living]
+        self._alive = [replace(life) for life in self._store.fold.living]
         self._appended = self._head.revision
         self._queue: deque[Event] = deque()
         self._changed = threading.Condition()
@@ -115,6 +116,10 @@ class AuditLog:
 
     def alive(self) -> list[tuple[str, str]]:
         """What had no end when the log was opened, as (name, kind), in the order of creation."""
+        return [(life.name, life.kind) for life in self._alive]
+
+    def living(self) -> list[Life]:
+        """The same, with what the log knows of each."""
         return list(self._alive)
 
     def require(self) -> None:

@@ -90,6 +90,16 @@ class Catalog:
         return {process.pid for process in self._running if process.running}
 
     @property
+    def adopted_pids(self) -> set[int]:
+        """Those of them that an earlier core started: they are no children of this one."""
+        return {process.pid for process in self._running if process.running and process.adopted}
+
+    def own(self, process: EngineProcess) -> None:
+        """A process that runs, of ours or of an earlier core."""
+        self._running.add(process)
+        process.on_reaped = lambda: self._running.discard(process)
+
+    @property
     def surveying(self) -> bool:
         """Whether engines run that are only looked at."""
         return self._survey is not None and not self._survey.done()
@@ -165,8 +175,7 @@ class Catalog:
             )
         except OSError as error:
             raise Refusal("MEMORY_FAILURE", f"cannot start engine {kind.name}: {error}") from error
-        self._running.add(process)
-        process.on_reaped = lambda: self._running.discard(process)
+        self.own(process)
         try:
             await process.greet(self._settings.engine_start_limit)
         except EngineFailedError as error:

@@ -7,6 +7,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from core_service.engine.protocol import PACKET_LIMIT
@@ -48,9 +49,16 @@ class Channel:
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._connection.fileno())
         loop.remove_writer(self._connection.fileno())
+        with suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)  # a keeper may have the socket, too
         self._connection.close()
         while self._waiting:
             _close(self._waiting.popleft()[1])
+
+    @property
+    def descriptor(self) -> int:
+        """The fd of the socket."""
+        return self._connection.fileno()
 
     def drain(self) -> None:
         """Take the packets that arrived and were not read yet: the peer's last words."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import secrets
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from core_service.engine.protocol import (
     Cpuid,
@@ -15,6 +16,9 @@ from core_service.engine.protocol import (
     Response,
     Status,
 )
+
+LATE_ANSWERS: Final = 4096
+"""What an engine can owe to an earlier core at most, by far."""
 
 Answer = TypeVar("Answer", Response, Exit, Cpuid, Mappings)
 
@@ -29,11 +33,14 @@ class Request(NamedTuple):
 
 
 class Pending:
-    """Requests by number. `unanswered` is called when one of them waited for `limit` seconds."""
+    """Requests by number. `unanswered` is called when one of them waited for `limit` seconds. With
+    `late` the engine had requests of an earlier core, and may answer them still: numbers begin
+    elsewhere."""
 
-    def __init__(self, unanswered: Callable[[], None]) -> None:
+    def __init__(self, unanswered: Callable[[], None], *, late: bool = False) -> None:
         self._unanswered = unanswered
-        self._numbers = itertools.count(1)
+        self._late = LATE_ANSWERS if late else 0
+        self._numbers = itertools.count(secrets.randbits(32) if late else 1)
         self._requests: dict[int, Request] = {}
 
     def add(
@@ -52,6 +59,9 @@ class Pending:
     def answer(self, number: int, answer: Response | Exit | Cpuid | Mappings) -> None:
         """The engine answered. Raises MalformedPacketError for what answers nothing."""
         request = self._requests.get(number)
+        if request is None and self._late:
+            self._late -= 1
+            return
         if request is None:
             raise MalformedPacketError(f"an answer to request {number}, which nobody made")
         refused = isinstance(answer, Response) and answer.status != Status.OK

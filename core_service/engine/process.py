@@ -75,11 +75,20 @@ class EngineProcess:
 
     hello: Hello
 
-    def __init__(
-        self, name: str, pid: int, pidfd: int, connection: socket.socket, stop_limit: float
+    def __init__(  # noqa: PLR0913, PLR0917 - what a process is known by
+        self,
+        name: str,
+        pid: int,
+        pidfd: int,
+        connection: socket.socket,
+        stop_limit: float,
+        greeting: str = "",
     ) -> None:
+        """`greeting` is the hello of an engine that an earlier core started."""
         self.name = name
         self.pid = pid
+        self.adopted = bool(greeting)
+        self.greeting_hex = greeting
         self.died: str | None = None
         self.on_exit: Callable[[Exit], None] = lambda arrived: None
         self.on_end: Callable[[str], None] = lambda why: None
@@ -88,12 +97,20 @@ class EngineProcess:
         self._stop_limit = stop_limit
         self._stopping = False
         self._last_word = ""
-        self._pending = Pending(self._unanswered)
+        self._pending = Pending(self._unanswered, late=self.adopted)
         loop = asyncio.get_running_loop()
         self._greeting: asyncio.Future[Hello] = loop.create_future()
         self._reaped: asyncio.Future[None] = loop.create_future()
         self._channel = Channel(connection, self._packet_arrived, self._channel_lost)
         loop.add_reader(pidfd, self._process_ended)
+        if greeting:
+            self.hello = protocol.parse_hello(bytes.fromhex(greeting))
+            self._greeting.set_result(self.hello)
+
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        """Our end of the channel, and the pidfd."""
+        return self._channel.descriptor, self._pidfd
 
     @classmethod
     def spawn(
@@ -194,6 +211,17 @@ class EngineProcess:
             refused=refused,
         )
         await self._success(request)
+
+    async def resend(self, index: int) -> bool:
+        """Have a vCPU with the stream transport send the exit again at which it is stopped; False if it
+        is not."""
+        request = self._request(
+            Response, lambda number: protocol.vcpu_packet(Type.RESEND, number, index)
+        )
+        answer = await asyncio.shield(request)
+        if answer.status not in {Status.OK, Status.NOT_STOPPED}:
+            raise self._refusal(answer)
+        return answer.status == Status.OK
 
     async def pause(self, index: int) -> None:
         """Ask for EXIT_PAUSED."""
@@ -318,6 +346,7 @@ class EngineProcess:
         kind, number = protocol.header(packet)
         if kind == Type.HELLO and not self._greeting.done():
             self._greeting.set_result(protocol.parse_hello(packet))
+            self.greeting_hex = packet.hex()
         elif kind == Type.FAILED and not self._last_word:
             self._last_word = protocol.parse_response(packet).text or "it failed"
         elif kind == Type.RESPONSE:
@@ -362,14 +391,14 @@ class EngineProcess:
         asyncio.get_running_loop().remove_reader(self._pidfd)
         if not self._stopping:
             self._channel.drain()  # which may kill: the pidfd names a process until it is reaped
-        _, status = os.waitpid(self.pid, 0)
+        how = "it ended" if self.adopted else _describe(os.waitpid(self.pid, 0)[1])
         os.close(self._pidfd)
         if not self._stopping:
-            self.died = self._last_word or _describe(status)
+            self.died = self._last_word or how
         self._channel.close()
         self._fail_requests(self.died or "the session ended")
         if not self._greeting.done():
-            self._greeting.set_exception(EngineFailedError(self.died or _describe(status)))
+            self._greeting.set_exception(EngineFailedError(self.died or how))
             self._greeting.exception()  # seen, also when nobody waits for it
         self._reaped.set_result(None)
         self.on_reaped()

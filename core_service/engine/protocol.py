@@ -57,6 +57,7 @@ class Type(IntEnum):
     SET_CPUID = 26
     SET_MSR_FILTER = 27
     LIST_MAPPINGS = 28
+    RESEND = 29
 
 
 class Status(IntEnum):

@@ -93,7 +93,7 @@ def _check_processes(core: Core, children: dict[int, str], look: Look) -> None:
         )
     for pid in known - used.keys():
         look.wrong("kernel", f"process {pid}", "is an engine of core's, and of no session")
-    for pid in used.keys() - children.keys():
+    for pid in used.keys() - children.keys() - core.engines.adopted_pids:
         look.wrong("kernel", used[pid], f"its engine, process {pid}, is gone")
 
 

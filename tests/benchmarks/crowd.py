@@ -31,6 +31,8 @@ SECONDS: Final = 20.0
 SECONDS_WHEN_QUICK: Final = 4.0
 CLIENTS_WHEN_QUICK: Final = 20
 PAGE: Final = 4096
+DEEDS: Final = ("question", "change")
+PARTS: Final = (50, 99)
 MIB: Final = 1024.0  # kB of smaps_rollup
 
 
@@ -134,13 +136,21 @@ def _pss_kib(pid: int) -> int:
 
 
 def _calls(name: str, samples: tuple[list[int], list[int]]) -> Iterator[Result]:
-    for deed, took in zip(("question", "change"), samples, strict=True):
-        for part in (50, 99):
+    for deed, took in zip(DEEDS, samples, strict=True):
+        for part in PARTS:
             yield Result(f"{name}.{deed}_p{part}", quantiles(took, n=100)[part - 1] / 1e6, "ms")
 
 
 def _benchmark(engine: str) -> Benchmark:
-    return Benchmark((f"crowd.{engine}",), partial(measure, engine), engine)
+    calls = [
+        f"{when}.{deed}_p{part}"
+        for when in ("alone", "idle", "busy")
+        for deed in DEEDS
+        for part in PARTS
+    ]
+    others = ("idle.longest_of_any", "busy.longest_of_any", "busy.exits", "busy.least_of_mean")
+    names = tuple(f"crowd.{engine}.{name}" for name in ("session_memory", *calls, *others))
+    return Benchmark(names, partial(measure, engine), engine)
 
 
 KVM = _benchmark("kvm")

@@ -35,28 +35,37 @@ class RunningCore:
         self.socket = self.directory / "core.sock"
         self.audit = self.directory / "audit"
         self._log = (self.directory / "log").open("w+")
-        self.process = subprocess.Popen(
-            [
-                *command,
-                "serve",
-                "--directory",
-                self.directory,
-                "--audit-directory",
-                self.audit,
-                "--socket-mode",
-                "666",
-                *options,
-            ],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-        )
+        self._command = [
+            *command,
+            "serve",
+            "--directory",
+            str(self.directory),
+            "--audit-directory",
+            str(self.audit),
+            "--socket-mode",
+            "666",
+            *options,
+        ]
+        self.process = self._started()
         try:
             self._must_serve()
         except BaseException:  # nobody has it yet who could close it
             self.close()
             raise
+
+    def _started(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self._command, cwd=ROOT, stdout=subprocess.PIPE, stderr=self._log, text=True
+        )
+
+    def restart(self, how: signal.Signals) -> None:
+        """End core by a signal, and start the next one in its place, which must serve."""
+        self.process.send_signal(how)
+        self.process.wait(20)
+        assert self.process.stdout
+        self.process.stdout.close()
+        self.process = self._started()
+        self._must_serve()
 
     def _must_serve(self) -> None:
         assert self.process.stdout
@@ -78,9 +87,9 @@ class RunningCore:
         assert not found, f"{found}\n{self.log()}"
 
     def stop(self) -> None:
-        """SIGTERM; core must be right to its end, end in order and leave no socket."""
+        """SIGINT; core must be right to its end, end in order and leave no socket."""
         self.must_agree()
-        self.process.terminate()
+        self.process.send_signal(signal.SIGINT)
         status = self.process.wait(20)
         assert status == 0, self.log()
         assert not self.socket.exists()

@@ -49,6 +49,9 @@ enum channel_type {
 	                           * The vCPU is stopped */
 	CHANNEL_SET_CPUID = 26,   /* struct channel_cpuid: the whole table, of a vCPU that never ran */
 	CHANNEL_SET_MSR_FILTER = 27, /* struct channel_msr_filter: instead of the one before; the first is empty */
+	CHANNEL_RESEND = 29,         /* struct channel_vcpu (index): a vCPU with the stream transport sends the exit again
+				      * at which it is stopped, before the answer; none if it never ran. For a core that
+				      * goes on with the VM of another */
 	CHANNEL_LIST_MAPPINGS = 28,  /* struct channel_list: what is mapped. An answer has as many entries as fit, from
 				      * `first` on; 0 takes a new look, and the others go on with what it saw */
 };

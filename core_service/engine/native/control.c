@@ -102,6 +102,16 @@ static enum channel_status command(struct vm *vm, const struct packet *packet, s
 	return ANSWERED;
 }
 
+static enum channel_status resend(struct vm *vm, const struct packet *packet, struct failure *failure)
+{
+	struct command command = {.type = CHANNEL_RESEND, .failure = failure};
+	struct vcpu *vcpu;
+	enum channel_status status = find(vm, packet->message.vcpu.index, &vcpu, failure);
+	if (status == CHANNEL_OK && vcpu->page)
+		return failed(failure, CHANNEL_BAD_MESSAGE, "vCPU %u: its exits are in its page", vcpu->index);
+	return status == CHANNEL_OK ? vcpu_command(vcpu, &command) : status;
+}
+
 static enum channel_status no_cpuid(struct failure *failure)
 {
 	return failed(failure, CHANNEL_UNSUPPORTED, "%s: CPUID cannot be set", backend.name);
@@ -185,6 +195,7 @@ static const struct {
 	[CHANNEL_GET_CPUID] = {sizeof(struct channel_vcpu), false, get_cpuid},
 	[CHANNEL_SET_CPUID] = {sizeof(struct channel_cpuid), false, set_cpuid},
 	[CHANNEL_SET_MSR_FILTER] = {sizeof(struct channel_msr_filter), false, set_msr_filter},
+	[CHANNEL_RESEND] = {sizeof(struct channel_vcpu), false, resend},
 	[CHANNEL_LIST_MAPPINGS] = {sizeof(struct channel_list), false, list_mappings},
 };
 

@@ -122,6 +122,11 @@ static enum channel_status perform(struct vcpu *vcpu, struct command *command)
 			      vcpu->index, vcpu->common->exit_seq, command->exit_seq);
 	if (command->type == CHANNEL_GET_CPUID || command->type == CHANNEL_SET_CPUID)
 		return serve_cpuid(vcpu, command);
+	if (command->type == CHANNEL_RESEND) {
+		if (vcpu->common->exit_seq)
+			channel_send_exit(vcpu);
+		return CHANNEL_OK;
+	}
 	if (command->type == CHANNEL_RUN) {
 		take_run(vcpu, command);
 		return CHANNEL_OK;

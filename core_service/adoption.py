@@ -1,0 +1,312 @@
+"""Adoption: a core goes on with what its keeper has of an earlier one.
+
+The keeper has the memory, the channels of engines and clients, and what each object is; the audit log
+has its life so far. What the keeper has and the log has not was made an instant before the end, and is
+put on record now. What a request made that was not answered is ended: its client asks again. Engines
+say what they have mapped, and are brought in line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import socket
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+from google.protobuf import descriptor_pool, message_factory
+
+from core_service.audit.fold import MEMORY
+from core_service.dataspaces import Dataspace, holder
+from core_service.engine.process import EngineProcess
+from core_service.identity import Identity
+from core_service.refusal import Refusal
+from core_service.session import Session
+from core_service.shares import Share
+from core_service.vcpu import Vcpu
+from dataspace.address_map import Attachment
+from dataspace.errors import DataspaceError, OutOfCaps, OutOfRam
+from dataspace.life import Life
+from dataspace.memory import Memory
+from dataspace.quota import Account
+from dataspace.record import EventKind, Stamp
+from dataspace.view import View
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from core_service.audit.fold import Life as Past
+    from core_service.client import Client
+    from core_service.core import Core
+    from core_service.keeper.client import Record
+    from dataspace.record import Detail
+
+log = structlog.get_logger()
+
+UNANSWERED: Final = "core ended before it was answered"
+
+
+class Adoption:
+    """Of the records of one keeper, by one core that serves nobody yet. Owns their fds until it took
+    them over."""
+
+    def __init__(self, core: Core, records: Mapping[str, Record]) -> None:
+        self._core = core
+        self._records = dict(records)
+        self._past = {(each.name, each.kind in MEMORY): each for each in core.audit.living()}
+        self._clients: dict[str, Client] = {}
+        self._memories: dict[int, tuple[Memory, View]] = {}
+        self._unanswered = {
+            key.removeprefix("underway:") for key in self._records if key.startswith("underway:")
+        }
+        self._ended: list[Client] = []
+        self._undone: list[Dataspace | Session | Share] = []
+        self._adopted: set[tuple[str, str]] = set()
+
+    def take_over(self) -> set[tuple[str, str]]:
+        """Make objects of the records; the names and kinds of those that go on."""
+        steps = (
+            (self._client, self._named("clients/")),
+            (self._session, self._named("sessions/")),
+            (self._dataspace, self._dataspaces()),
+            (self._share, self._named("share:")),
+            (self._vcpu, self._named("vcpu:")),
+            (self._attachment, self._named("attachment:")),
+            (self._answer, self._named("answer:")),
+        )
+        for step, names in steps:
+            for name in names:
+                self._one(step, name)
+        if self._adopted:
+            log.info("adopted", objects=len(self._adopted), sessions=len(self._core.sessions))
+        return self._adopted
+
+    async def complete(self) -> None:
+        """Bring engines in line, and end what nobody was told of, and clients that ended."""
+        sessions = list(self._core.sessions.values())
+        await asyncio.gather(*(self._agree(session) for session in sessions))
+        for undone in self._undone:
+            await self._undo(undone)
+        for client in self._ended:
+            client.end("client ended while no core ran")
+
+    def close(self) -> None:
+        """Give up what nobody took."""
+        for _, fds in self._records.values():
+            for fd in fds:
+                os.close(fd)
+        self._records.clear()
+
+    def listening(self) -> dict[str, socket.socket]:
+        """The sockets where clients connect, by name: they are the taker's."""
+        found = {}
+        for key in self._named("listening:"):
+            _, (fd,) = self._records.pop(key)
+            found[key.partition(":")[2]] = socket.socket(fileno=fd)
+        return found
+
+    def channels(self) -> Iterator[tuple[Client, socket.socket]]:
+        """The fd channels that are open, each with its client: they are the taker's."""
+        for key in self._named("channel:"):
+            value, (fd,) = self._records.pop(key)
+            connection = socket.socket(fileno=fd)
+            client = self._clients.get(value["client"])
+            if client is None or client.reclaimed:
+                connection.close()
+            else:
+                yield client, connection
+
+    def _named(self, start: str) -> list[str]:
+        return [key for key in self._records if key.startswith(start)]
+
+    def _dataspaces(self) -> list[str]:
+        """Owners before those who have shares."""
+        return sorted(self._named("memory:"), key=lambda key: bool(self._records[key][0]["origin"]))
+
+    def _one(self, step: Any, key: str) -> None:
+        """What cannot be taken over is told, and given up with its fds: the log has it lost."""
+        value, fds = self._records.pop(key)
+        try:
+            step(key.partition(":")[2] or key, value, fds)
+        except (DataspaceError, Refusal, OSError, KeyError, ValueError) as error:
+            log.error("cannot adopt", record=key, why=repr(error))  # noqa: TRY400 - told in the log
+            for fd in fds:
+                with suppress(OSError):
+                    os.close(fd)
+
+    def _goes_on(self, name: str, kind: str) -> Past | None:
+        """Its life so far, if it is on record."""
+        self._core.names.adopt(name)
+        self._adopted.add((name, kind))
+        return self._past.get((name, kind in MEMORY))
+
+    # -- one kind after the other
+
+    def _client(self, name: str, value: Any, fds: list[int]) -> None:
+        identity = Identity(*value["identity"])
+        client = self._core.clients.adopt(name, identity, fds[0] if fds else None)
+        client.on_record = self._goes_on(name, "client") is not None
+        self._clients[name] = client
+        if value["ended"]:
+            self._ended.append(client)
+
+    def _session(self, name: str, value: Any, fds: list[int]) -> None:
+        core, client = self._core, self._clients[value["client"]]
+        engine, pid, greeting = value["engine"]
+        channel, pidfd = fds
+        process = EngineProcess(
+            engine,
+            pid,
+            pidfd,
+            socket.socket(fileno=channel),
+            core.settings.engine_stop_limit,
+            greeting,
+        )
+        core.engines.own(process)
+        ram, caps = value["quota"]
+        account = Account(name, ram, caps, client.account)
+        with suppress(OutOfRam, OutOfCaps):  # of a policy that is less generous now
+            account.upgrade(*value["transferred"])
+        client.account.take_over(caps=1)
+        core.users.resume_session(client.identity.uid, value["label"])
+        session = Session(name, value["label"], client, account, process, core.dataspaces)
+        session.created_ns = value["created_ns"]
+        session.vcpu_limit = value["vcpu_limit"]
+        core.sessions[name] = client.sessions[name] = session
+        process.on_end = lambda why: core.engine_ended(session, why)
+        core.kept.session(session)
+        who = holder(client)
+        if self._goes_on(name, "session") is None:
+            detail = {"kind": "session", "holder": who, "engine": engine, "engine_pid": pid}
+            core.ledger.note(EventKind.OPENED, name, actor=who, detail=detail, label=session.label)
+        core.ledger.note(
+            EventKind.ADOPTED, name, cause="core was started anew", label=session.label
+        )
+        self._unless_answered(value, session)
+
+    def _dataspace(self, name: str, value: Any, fds: list[int]) -> None:
+        core, client = self._core, self._clients[value["client"]]
+        page_of = core.sessions.get(name.partition("/vcpus/")[0])
+        account = core.users.account(client.identity.uid) if value["held"] else client.account
+        if page_of and not value["held"]:
+            account = page_of.account
+        made = Dataspace(
+            name,
+            value["kind"],
+            self._view(value["view"], fds[0]),
+            account,
+            client,
+            origin=core.dataspaces.all.get(value["origin"]),
+            sealed=value["sealed"],
+        )
+        past = self._goes_on(name, made.kind)
+        if past:
+            core.ledger.resume(_life(made, past, held=value["held"], origin=value["origin"]))
+            core.dataspaces.resume(made, held=value["held"])
+        else:
+            who = holder(client)
+            core.ledger.create(name, made.kind, made.size, who, origin=value["origin"], actor=who)
+            core.dataspaces.resume(made, held=False)
+        if not value["held"] and not page_of:
+            client.dataspaces[name] = made
+            self._unless_answered(value, made)
+
+    def _view(self, described: list[int], fd: int) -> View:
+        inode = os.fstat(fd).st_ino
+        if inode in self._memories:
+            os.close(fd)
+            memory, beside = self._memories[inode]
+            return View.resumed(memory, described, beside)
+        memory = Memory.resumed(fd)
+        view = View.resumed(memory, described, None)
+        self._memories[inode] = memory, view
+        return view
+
+    def _share(self, name: str, value: Any, _fds: list[int]) -> None:
+        dataspaces = self._core.dataspaces.all
+        (uid, pid, started), (offset, size, writable) = value["for"], value["part"]
+        of = dataspaces[value["dataspace"]]
+        share = Share(name, of, uid, pid, started, offset, size, writable)
+        share.accepted = dataspaces.get(value["accepted"])
+        self._core.shares.resume(share)
+        if self._goes_on(name, "offer") is None:
+            detail: Detail = {"dataspace": of.name, "uid": uid, "pid": pid}
+            self._core.ledger.note(EventKind.SHARED, name, detail=detail)
+        self._unless_answered(value, share)
+
+    def _vcpu(self, name: str, value: Any, _fds: list[int]) -> None:
+        session_name, _, index = name.partition("/vcpus/")
+        session = self._core.sessions[session_name]
+        page = self._core.dataspaces.all[name] if value["page"] else None
+        vcpu = Vcpu(name, int(index), page)
+        vcpu.unclaimed = value["request"] in self._unanswered
+        session.resume_vcpu(vcpu)
+        if self._goes_on(name, "vcpu") is None:
+            who = holder(session.client)
+            detail = {"kind": "vcpu", "holder": who}
+            self._core.ledger.note(EventKind.OPENED, name, actor=who, detail=detail)
+
+    def _attachment(self, place: str, value: Any, _fds: list[int]) -> None:
+        session, _, gpa = place.rpartition(":")
+        name, offset, size, writable, executable = value
+        attachment = Attachment(int(gpa), size, name, offset, writable, executable)
+        dataspace = self._core.dataspaces.all[name]
+        self._core.sessions[session].resume_attachment(dataspace, attachment)
+
+    def _answer(self, key: str, value: Any, _fds: list[int]) -> None:
+        owner, kind, request = key.split(":", 2)
+        type_name, digest, raw = value
+        descriptor = descriptor_pool.Default().FindMessageTypeByName(type_name)
+        answer = message_factory.GetMessageClass(descriptor)()
+        answer.ParseFromString(base64.b64decode(raw))
+        self._clients[owner].requests.resume((kind, request), bytes.fromhex(digest), answer)
+
+    # -- what was under way
+
+    def _unless_answered(self, value: Any, made: Dataspace | Session | Share) -> None:
+        if value["request"] in self._unanswered:
+            self._undone.append(made)
+
+    async def _undo(self, made: Dataspace | Session | Share) -> None:
+        if isinstance(made, Session):
+            await self._core.close_session(made, UNANSWERED)
+        elif isinstance(made, Dataspace):
+            origin = made.origin
+            await self._core.dataspaces.end(made, UNANSWERED)
+            for share in origin.shares.values() if origin else ():
+                if share.accepted is made:
+                    share.accepted = None
+        elif made.name in made.dataspace.shares:
+            await self._core.shares.revoke(made.owner, made.name)
+
+    async def _agree(self, session: Session) -> None:
+        """An engine that ended meanwhile is seen by its pidfd."""
+        with suppress(Refusal):
+            for vcpu in session.vcpus.values():
+                if vcpu.page is None:
+                    vcpu.exits.adopt()
+                    stopped = await session.engine.resend(vcpu.index)
+                    if stopped and vcpu.exits.last is None:
+                        vcpu.exits.never_ran()
+            await session.agree_with_engine()
+
+
+def _life(made: Dataspace, past: Past, *, held: bool, origin: str) -> Life:
+    created = Stamp(past.created_monotonic_ns, past.created_wall_ns)
+    life = Life(
+        made.name,
+        made.kind,
+        made.size,
+        holder(made.client),
+        created,
+        past.revision,
+        origin,
+        past.label,
+    )
+    if made.sealed:
+        life.seal()
+    since = Stamp(0, past.held_wall_ns) if held and past.held_wall_ns else created
+    life.resume(past.mappings, past.handed_out, since if held else None, past.cause)
+    return life

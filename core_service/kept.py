@@ -1,0 +1,157 @@
+"""What core has its keeper hold of each object: enough to go on with it in another core.
+
+The rule: a record is put when its object is there, and dropped when it is gone; what an engine maps is
+put after it was mapped, and dropped after it was unmapped. So a core that is killed between any two
+lines leaves a state in which each object has its memory and its process, or is gone; a difference of one
+mapping between record and engine shows when the engine is asked. What a request id made before it was
+answered is known by that id (`underway`), and ended by the next core: to who asks again it never was.
+"""
+
+from __future__ import annotations
+
+import base64
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    import socket
+
+    from core_service.client import Client
+    from core_service.dataspaces import Dataspace
+    from core_service.keeper.client import Keeper
+    from core_service.session import Session
+    from core_service.shares import Share
+    from core_service.vcpu import Vcpu
+    from dataspace.attachments import Attachment
+
+ANSWER_LIMIT: Final = 32 << 10
+"""Bytes of an answer that are kept; one that is longer is made again."""
+
+request: ContextVar[str] = ContextVar("request", default="")
+"""The key of the mutation that a task carries out."""
+
+
+class Kept:
+    """Puts and drops records; without a keeper, nothing."""
+
+    def __init__(self, keeper: Keeper | None = None) -> None:
+        self.keeper = keeper
+
+    async def flushed(self) -> None:
+        """Return when everything so far would survive the end of core."""
+        if self.keeper:
+            await self.keeper.flushed()
+
+    def drop(self, key: str) -> None:
+        """The object of this key is gone."""
+        if self.keeper:
+            self.keeper.drop(key)
+
+    def _put(self, key: str, value: Any, *fds: int) -> None:
+        if self.keeper:
+            self.keeper.put(key, value, *fds)
+
+    def listening(self, name: str, socket: socket.socket) -> None:
+        """A socket where clients connect: meanwhile they wait in its backlog."""
+        self._put(f"listening:{name}", {}, socket.fileno())
+
+    def client(self, client: Client, pidfd: int | None) -> None:
+        """A client, and the process that it is."""
+        who = client.identity
+        value = {
+            "identity": [who.uid, who.gid, who.pid, who.started],
+            "ended": client.reclaimed,
+        }
+        self._put(client.name, value, *([] if pidfd is None else [pidfd]))
+
+    def channel(self, number: int, client: Client, connection: socket.socket) -> None:
+        """An fd channel: the client's lease."""
+        self._put(f"channel:{number}", {"client": client.name}, connection.fileno())
+
+    def dataspace(self, dataspace: Dataspace, *, held: bool = False) -> None:
+        """A dataspace or the page of a vCPU; `held` once its owner freed it."""
+        value = {
+            "client": dataspace.client.name,
+            "kind": dataspace.kind,
+            "origin": dataspace.origin.name if dataspace.origin else "",
+            "sealed": dataspace.sealed,
+            "held": held,
+            "view": dataspace.memory.described(),
+            "request": request.get(),
+        }
+        self._put(f"memory:{dataspace.name}", value, dataspace.memory.memory.description)
+
+    def no_dataspace(self, dataspace: Dataspace) -> None:
+        """It is gone."""
+        self.drop(f"memory:{dataspace.name}")
+
+    def share(self, share: Share) -> None:
+        """An offer, and what became of it."""
+        value = {
+            "dataspace": share.dataspace.name,
+            "for": [share.uid, share.pid, share.started],
+            "part": [share.offset, share.size, share.writable],
+            "accepted": share.accepted.name if share.accepted else "",
+            "request": request.get(),
+        }
+        self._put(f"share:{share.name}", value)
+
+    def session(self, session: Session) -> None:
+        """A session with its engine: our end of its channel, and its pidfd."""
+        limits, transferred = session.account.limits, session.account.transferred
+        value = {
+            "client": session.client.name,
+            "label": session.label,
+            "engine": [session.engine.name, session.engine.pid, session.engine.greeting_hex],
+            "quota": [limits.ram - transferred.ram, limits.caps - transferred.caps],
+            "transferred": [transferred.ram, transferred.caps],
+            "created_ns": session.created_ns,
+            "vcpu_limit": session.vcpu_limit,
+            "request": request.get(),
+        }
+        self._put(session.name, value, *session.engine.descriptors)
+
+    def vcpu(self, vcpu: Vcpu) -> None:
+        """A vCPU; its page is a dataspace."""
+        self._put(f"vcpu:{vcpu.name}", {"page": vcpu.page is not None, "request": request.get()})
+
+    def attachment(self, session: Session, attachment: Attachment) -> None:
+        """What an engine has mapped."""
+        self._put(
+            f"attachment:{session.name}:{attachment.gpa}",
+            [
+                attachment.dataspace,
+                attachment.offset,
+                attachment.size,
+                attachment.writable,
+                attachment.executable,
+            ],
+        )
+
+    def no_attachment(self, session: Session, gpa: int) -> None:
+        """It is unmapped."""
+        self.drop(f"attachment:{session.name}:{gpa}")
+
+    def begun(self, key: str) -> None:
+        """A mutation with a request id is under way."""
+        self._put(f"underway:{key}", {})
+
+    def answered(self, key: str, digest: bytes, answer: Any) -> None:
+        """It was carried out."""
+        raw = answer.SerializeToString()
+        if len(raw) <= ANSWER_LIMIT:
+            value = [
+                answer.DESCRIPTOR.full_name,
+                digest.hex(),
+                base64.b64encode(raw).decode(),
+            ]
+            self._put(f"answer:{key}", value)
+        self.drop(f"underway:{key}")
+
+    def refused(self, key: str) -> None:
+        """It left nothing behind."""
+        self.drop(f"underway:{key}")
+
+    def forgotten(self, key: str) -> None:
+        """Its answer is not given again."""
+        self.drop(f"answer:{key}")
