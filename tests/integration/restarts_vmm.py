@@ -67,6 +67,12 @@ class Calls:
         self.longest = max(self.longest, time.monotonic() - start)
 
 
+def wait_for_the_end(over: threading.Event) -> None:
+    """Of the input."""
+    sys.stdin.read()
+    over.set()
+
+
 def main() -> None:
     """The process itself."""
     become_other_user()
@@ -84,7 +90,7 @@ def main() -> None:
         served, calls = Served(vcpu), Calls(core, session)
         served.thread.start()
         over = threading.Event()
-        threading.Thread(target=lambda: (sys.stdin.read(), over.set()), daemon=True).start()
+        threading.Thread(target=wait_for_the_end, args=(over,), daemon=True).start()
         print(json.dumps(session.name), flush=True)
         while not over.is_set() and not served.wrong:
             calls.make_one()
