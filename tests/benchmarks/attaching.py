@@ -16,7 +16,7 @@ from tests.benchmarks.rounds import in_turns
 from tests.benchmarks.workplace import Benchmark, Workplace
 from vmm_client import Connection, Ram, Session
 
-COUNTS: Final = (10, 500, 3000)  # a client's capabilities where core may have 20,000 fds
+COUNTS: Final = (10, 1000, 20_000)
 PAGE: Final = 4096
 STRIDE: Final = 2 * PAGE  # neighbours that do not touch
 AT: Final = 1 << 32

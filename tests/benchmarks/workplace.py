@@ -7,11 +7,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from tests.benchmarks.result import Result
 from tests.benchmarks.rounds import Effort
 from tests.integration.running_core import RunningCore
 from vmm_client import Connection, connect
+
+POLICY: Final = """
+[limits]
+capabilities = 200_000
+[[allow]]
+client_capabilities = 100_000
+"""
+"""Attachments need no fd: an operator may allow more of them than core can have fds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +37,10 @@ class Workplace:
 @contextmanager
 def workplace(effort: Effort) -> Iterator[Workplace]:
     """A core of its own, which ends in order with it."""
-    running = RunningCore()
+    with tempfile.NamedTemporaryFile("w", prefix="vmsession-bench-", suffix=".toml") as policy:
+        policy.write(POLICY)
+        policy.flush()
+        running = RunningCore("--policy", policy.name)
     try:
         with (
             tempfile.TemporaryDirectory(prefix="vmsession-bench-") as directory,
