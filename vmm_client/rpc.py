@@ -39,7 +39,7 @@ class Rpc:
             [
                 ("grpc.use_local_subchannel_pool", 1),
                 ("grpc.initial_reconnect_backoff_ms", 50),
-                ("grpc.min_reconnect_backoff_ms", 50),
+                ("grpc.min_reconnect_backoff_ms", 5000),  # how long an attempt may take
                 ("grpc.max_reconnect_backoff_ms", 500),
             ],
         )
