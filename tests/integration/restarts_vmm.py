@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import sys
 import threading
 import time
@@ -67,9 +68,10 @@ class Calls:
         self.longest = max(self.longest, time.monotonic() - start)
 
 
-def wait_for_the_end(over: threading.Event) -> None:
-    """Of the input."""
-    sys.stdin.read()
+def listen(asked: queue.SimpleQueue[str], over: threading.Event) -> None:
+    """Each line asks for a round of calls; then the input ends."""
+    for line in sys.stdin:
+        asked.put(line)
     over.set()
 
 
@@ -90,10 +92,14 @@ def main() -> None:
         served, calls = Served(vcpu), Calls(core, session)
         served.thread.start()
         over = threading.Event()
-        threading.Thread(target=wait_for_the_end, args=(over,), daemon=True).start()
+        asked = queue.SimpleQueue[str]()
+        threading.Thread(target=listen, args=(asked, over), daemon=True).start()
         print(json.dumps(session.name), flush=True)
         while not over.is_set() and not served.wrong:
+            wanted = not asked.empty() and asked.get()
             calls.make_one()
+            if wanted:
+                print("made", flush=True)
         served.over.set()
         served.thread.join()
         told = {

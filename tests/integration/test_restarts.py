@@ -39,6 +39,10 @@ def run(core: RunningCore, engine: str, transport: str, restarts: int) -> dict[s
         session = json.loads(vmm.stdout.readline())
         for how in islice(cycle((signal.SIGTERM, signal.SIGKILL)), restarts):
             core.restart(how)
+            assert vmm.stdin
+            vmm.stdin.write("go on\n")
+            vmm.stdin.flush()
+            assert vmm.stdout.readline() == "made\n", core.log()
         told, _ = vmm.communicate(timeout=40)
         said: dict[str, object] = json.loads(told)
     finally:

@@ -20,6 +20,7 @@
 #include <stdint.h>
 
 #include "channel.h"
+#include "confine.h"
 #include "vcpu_page.h"
 
 struct vm;
@@ -49,6 +50,7 @@ struct backend {
 	uint32_t max_vcpus;
 	uint64_t registers[2];
 	uint64_t exit_reasons;
+	struct needs needs; /* once vm_create has returned */
 
 	/* Create the machine; called once, before anything else. Fills vm->tsc_khz and vm->physical_bits, and takes
 	 * away from vm->capabilities and vm->registers what this host lacks. */

@@ -144,6 +144,14 @@ static enum channel_status vm_create(struct vm *vm, struct failure *failure)
 
 #define REASON(reason) (1ull << (reason))
 
+/* What the VM and its vCPUs are asked; /dev/kvm is closed by then. */
+static const uint32_t requests[] = {
+	KVM_RUN, KVM_CREATE_VCPU, KVM_SET_USER_MEMORY_REGION, KVM_GET_REGS, KVM_GET_SREGS, KVM_SET_SREGS, KVM_GET_SREGS2,
+	KVM_SET_SREGS2, KVM_GET_MSRS, KVM_SET_MSRS, KVM_GET_DEBUGREGS, KVM_SET_DEBUGREGS, KVM_GET_XCRS, KVM_SET_XCRS,
+	KVM_GET_XSAVE, KVM_SET_XSAVE, KVM_GET_VCPU_EVENTS, KVM_SET_VCPU_EVENTS, KVM_INTERRUPT, KVM_NMI, KVM_TRANSLATE,
+	KVM_SET_CPUID2, KVM_SET_GUEST_DEBUG, KVM_X86_SET_MSR_FILTER, KVM_GET_DEVICE_ATTR, KVM_SET_DEVICE_ATTR,
+};
+
 const struct backend backend = {
 	.name = "kvm",
 	.capabilities = ENGINE_FPU | ENGINE_SMP | ENGINE_DEBUG | ENGINE_PARALLEL | ENGINE_WATCH | ENGINE_INTERRUPTS |
@@ -156,6 +164,7 @@ const struct backend backend = {
 			REASON(EXIT_HLT) | REASON(EXIT_SHUTDOWN) | REASON(EXIT_WINDOW) | REASON(EXIT_PAUSED) |
 			REASON(EXIT_COMPLETED) | REASON(EXIT_DEBUG) | REASON(EXIT_MEMORY_FAULT) |
 			REASON(EXIT_INVALID_STATE) | REASON(EXIT_INTERNAL_ERROR) | REASON(EXIT_TPR),
+	.needs = {.ioctls = requests, .ioctl_count = sizeof(requests) / sizeof(requests[0])},
 	.vm_create = vm_create,
 	.vm_destroy = vm_destroy,
 	.map = kvm_map,

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "channel_io.h"
+#include "confine.h"
 #include "control.h"
 #include "failure.h"
 #include "futex.h"
@@ -21,7 +22,7 @@
 
 #define UNWIND_LIMIT_SECONDS 5
 
-static void confine(void)
+static void close_the_rest(void)
 {
 	syscall(SYS_close_range, CHANNEL_FD + 1, ~0u, 0);
 	listing_prepare();
@@ -40,6 +41,8 @@ static void begin(struct vm *vm)
 		futex_any_works() ? CHANNEL_OK : failed_call(&failure, "futex_waitv, of Linux 5.16 and later");
 	if (status == CHANNEL_OK)
 		status = backend.vm_create(vm, &failure);
+	if (status == CHANNEL_OK)
+		status = confine(&backend.needs, &failure);
 	if (status == CHANNEL_OK)
 		status = kicker_start(vm, &failure);
 	if (status != CHANNEL_OK)
@@ -71,7 +74,7 @@ int main(int argc, char **argv)
 	}
 	static struct vm_common common = {.hold_lock = PTHREAD_MUTEX_INITIALIZER};
 	static struct vm vm = {.common = &common};
-	confine();
+	close_the_rest();
 	signals_prepare();
 	begin(&vm);
 	control_serve(&vm);

@@ -225,6 +225,7 @@ const struct backend backend = {
 			REASON(EXIT_HLT) | REASON(EXIT_SHUTDOWN) | REASON(EXIT_WINDOW) | REASON(EXIT_PAUSED) |
 			REASON(EXIT_COMPLETED) | REASON(EXIT_MEMORY_FAULT) | REASON(EXIT_INVALID_STATE) |
 			REASON(EXIT_INTERNAL_ERROR) | REASON(EXIT_NMI_WINDOW) | REASON(EXIT_DEBUG) | REASON(EXIT_TPR),
+	.needs = {.loads_code = true},
 	.vm_create = create_vm,
 	.vm_destroy = destroy_vm,
 	.map = soft_map,
