@@ -241,6 +241,7 @@ class Adoption:
         session = self._core.sessions[session_name]
         page = self._core.dataspaces.all[name] if value["page"] else None
         vcpu = Vcpu(name, int(index), page)
+        vcpu.exits.adopt()
         vcpu.unclaimed = value["request"] in self._unanswered
         session.resume_vcpu(vcpu)
         if self._goes_on(name, "vcpu") is None:
@@ -286,11 +287,15 @@ class Adoption:
         with suppress(Refusal):
             for vcpu in session.vcpus.values():
                 if vcpu.page is None:
-                    vcpu.exits.adopt()
-                    stopped = await session.engine.resend(vcpu.index)
-                    if stopped and vcpu.exits.last is None:
-                        vcpu.exits.never_ran()
+                    await _find(session, vcpu)
             await session.agree_with_engine()
+
+
+async def _find(session: Session, vcpu: Vcpu) -> None:
+    """Where a vCPU stands whose exits core carries. Raises Refusal."""
+    if not await session.engine.resend(vcpu.index, vcpu.exits.runs):
+        await session.engine.resend(vcpu.index)
+    vcpu.exits.settled()
 
 
 def _life(made: Dataspace, past: Past, *, held: bool, origin: str) -> Life:

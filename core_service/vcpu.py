@@ -57,17 +57,22 @@ class Exits:
         self.served_by: ExitStream | None = None
         self.moved = asyncio.Event()
         self._due = 0
-        self._adopted = False
+        self._settling = False
 
     def adopt(self) -> None:
-        """The vCPU ran under an earlier core, or stands at an exit that the engine is asked to send
-        again: that may come once more than it is due."""
-        self._due = 1
-        self._adopted = True
+        """The vCPU ran under earlier cores: until `settled`, what comes may be what the engine owes
+        them, some of it twice. Its exits come before its answer to where the vCPU stands."""
+        self._settling = True
 
-    def never_ran(self) -> None:
-        """It is stopped, and there is no exit to send."""
-        self._due = 0
+    def runs(self) -> None:
+        """The engine says that it runs: what came so far, it has left. One that exited just then shows
+        when the engine is asked again."""
+        self._due = 1
+
+    def settled(self) -> None:
+        """The engine said where the vCPU stands; from now on it exits when it was run."""
+        self._settling = False
+        self.moved.set()
 
     def run_asked(self) -> None:
         """The engine is asked to run the vCPU: until it refuses, the vCPU has left its last exit."""
@@ -81,18 +86,11 @@ class Exits:
     def publish(self, arrived: Exit) -> None:
         """The engine sent an exit. Raises MalformedPacketError for one that nobody ran for: an engine
         that could exit at will would keep core busy."""
-        if self._adopted and not self._due and self._is_last(arrived):
-            self._adopted = False
-            return
-        if not self._due:
+        if not self._due and not self._settling:
             raise MalformedPacketError(f"an exit of {self.vcpu}, which does not run")
-        self._due -= 1
+        self._due = max(self._due - 1, 0)
         self.last = arrived
         self.moved.set()
-
-    def _is_last(self, arrived: Exit) -> bool:
-        sequences = [EngineHalf(each.half).exit_seq for each in (arrived, self.last) if each]
-        return len(set(sequences)) < len(sequences)
 
     def end(self, why: str) -> None:
         """The session ends: so does whoever waits."""

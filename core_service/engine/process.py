@@ -212,11 +212,13 @@ class EngineProcess:
         )
         await self._success(request)
 
-    async def resend(self, index: int) -> bool:
+    async def resend(self, index: int, runs: Callable[[], None] = nothing) -> bool:
         """Have a vCPU with the stream transport send the exit again at which it is stopped; False if it
-        is not."""
+        is not, and then `runs` is called before what follows on the channel is looked at."""
         request = self._request(
-            Response, lambda number: protocol.vcpu_packet(Type.RESEND, number, index)
+            Response,
+            lambda number: protocol.vcpu_packet(Type.RESEND, number, index),
+            refused=runs,
         )
         answer = await asyncio.shield(request)
         if answer.status not in {Status.OK, Status.NOT_STOPPED}:
