@@ -33,6 +33,9 @@ DEADLY = (
     "pidfd_getfd",
     "unshare",
     "raise limit",
+    "limit parent",
+    "signal by input",
+    "choose signal",
 )
 REFUSED = ("open file", "write file", "open kvm")
 
@@ -73,7 +76,7 @@ def test_memory_is_not_executed_by_who_loads_no_code(forbidden: Path) -> None:
     assert outcome(forbidden, "execute memory") == -signal.SIGSYS
 
 
-@pytest.mark.parametrize("deed", ["thread", "map memory", "allowed ioctl"])
+@pytest.mark.parametrize("deed", ["thread", "map memory", "allowed ioctl", "duplicate"])
 def test_what_engines_need_they_have(forbidden: Path, deed: str) -> None:
     assert outcome(forbidden, deed) == 0
     assert outcome(forbidden, deed, "loader") == 0

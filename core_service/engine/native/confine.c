@@ -34,10 +34,11 @@
 #define MOST_INSTRUCTIONS 256
 #define X32_BIT 0x40000000u
 #define ARGUMENT(n) (offsetof(struct seccomp_data, args) + 8 * (n)) /* its low half, on this architecture */
+#define HIGH_HALF 4
 
 /* By every engine: memory, futexes, signals of its own, its channel, its clocks, its end. */
 static const uint32_t allowed[] = {
-	SYS_read, SYS_write, SYS_close, SYS_fstat, SYS_newfstatat, SYS_lseek, SYS_pread64, SYS_pwrite64, SYS_fcntl,
+	SYS_read, SYS_write, SYS_close, SYS_fstat, SYS_newfstatat, SYS_lseek, SYS_pread64, SYS_pwrite64,
 	SYS_munmap, SYS_mremap, SYS_madvise, SYS_brk, SYS_futex, SYS_futex_waitv, SYS_sched_yield,
 	SYS_sched_getaffinity, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_rt_sigtimedwait,
 	SYS_sigaltstack, SYS_restart_syscall, SYS_recvmsg, SYS_sendmsg, SYS_recvfrom, SYS_sendto, SYS_poll,
@@ -49,6 +50,9 @@ static const uint32_t allowed[] = {
 /* By an engine that loads its code from memfds. */
 static const uint32_t of_loaders[] = {SYS_memfd_create, SYS_ftruncate, SYS_sendfile, SYS_readlink, SYS_getcwd,
 				      SYS_mlock, SYS_munlock};
+
+/* Not F_SETOWN and F_SETSIG: the kernel would send signals for who may not. */
+static const uint32_t fcntls[] = {F_DUPFD, F_DUPFD_CLOEXEC, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_GET_SEALS, F_ADD_SEALS};
 
 struct program {
 	struct sock_filter code[MOST_INSTRUCTIONS];
@@ -89,14 +93,26 @@ static void by_argument(struct program *program, uint32_t call, unsigned argumen
 	answer(program, SECCOMP_RET_KILL_PROCESS);
 }
 
-static void ioctls(struct program *program, const struct needs *needs)
+/* A call that is allowed where one of its arguments is one of `values`. */
+static void by_list(struct program *program, uint32_t call, unsigned argument, const uint32_t *values, size_t count)
 {
-	if (!needs->ioctl_count)
-		return;
-	emit(program, BPF_JMP | BPF_JEQ | BPF_K, 0, (uint8_t)(2 + 2 * needs->ioctl_count), SYS_ioctl);
-	load(program, ARGUMENT(1));
-	for (size_t i = 0; i < needs->ioctl_count; i++)
-		where_equal(program, needs->ioctls[i], SECCOMP_RET_ALLOW);
+	emit(program, BPF_JMP | BPF_JEQ | BPF_K, 0, (uint8_t)(2 + 2 * count), call);
+	load(program, ARGUMENT(argument));
+	for (size_t i = 0; i < count; i++)
+		where_equal(program, values[i], SECCOMP_RET_ALLOW);
+	answer(program, SECCOMP_RET_KILL_PROCESS);
+}
+
+/* prlimit64 of the process itself, and to read: no new limit, which is a pointer, so both halves count. */
+static void own_limits(struct program *program)
+{
+	static const size_t zero[] = {ARGUMENT(0), ARGUMENT(2), ARGUMENT(2) + HIGH_HALF};
+	emit(program, BPF_JMP | BPF_JEQ | BPF_K, 0, 8, SYS_prlimit64);
+	for (uint8_t left = 6; left; left -= 2) {
+		load(program, zero[3 - left / 2]);
+		emit(program, BPF_JMP | BPF_JEQ | BPF_K, 0, left - 1, 0);
+	}
+	answer(program, SECCOMP_RET_ALLOW);
 	answer(program, SECCOMP_RET_KILL_PROCESS);
 }
 
@@ -108,7 +124,9 @@ static void write_program(struct program *program, const struct needs *needs)
 	load(program, offsetof(struct seccomp_data, nr));
 	emit(program, BPF_JMP | BPF_JSET | BPF_K, 0, 1, X32_BIT);
 	answer(program, SECCOMP_RET_KILL_PROCESS);
-	ioctls(program, needs);
+	if (needs->ioctl_count)
+		by_list(program, SYS_ioctl, 1, needs->ioctls, needs->ioctl_count);
+	by_list(program, SYS_fcntl, 1, fcntls, sizeof(fcntls) / sizeof(fcntls[0]));
 	for (size_t i = 0; i < sizeof(allowed) / sizeof(allowed[0]); i++)
 		where_equal(program, allowed[i], SECCOMP_RET_ALLOW);
 	if (needs->loads_code)
@@ -117,7 +135,7 @@ static void write_program(struct program *program, const struct needs *needs)
 	by_argument(program, SYS_clone, 0, BPF_JSET, CLONE_THREAD, true);
 	by_argument(program, SYS_tgkill, 0, BPF_JEQ, (uint32_t)getpid(), true);
 	by_argument(program, SYS_prctl, 0, BPF_JEQ, PR_SET_NAME, true);
-	by_argument(program, SYS_prlimit64, 2, BPF_JEQ, 0, true); /* to read them */
+	own_limits(program);
 	if (needs->loads_code) {
 		where_equal(program, SYS_mmap, SECCOMP_RET_ALLOW);
 		where_equal(program, SYS_mprotect, SECCOMP_RET_ALLOW);
