@@ -269,10 +269,12 @@ class Core:
         session.client.session_died(session.name, why)
         self._in_background(self.close_session(session, f"engine ended: {why}"))
 
-    def committed(self, name: str) -> int:
-        """Bytes of a dataspace that are backed by memory now, 0 once it is gone."""
+    def measured(self, name: str) -> tuple[int, int]:
+        """Bytes of a dataspace that are backed by memory now, and those that are its if what several
+        share is divided; 0 once it is gone."""
         dataspace = self.dataspaces.all.get(name)
-        return dataspace.memory.committed() if dataspace else 0
+        view = dataspace.memory if dataspace else None
+        return (view.committed(), view.proportional()) if view else (0, 0)
 
     @property
     def quiet(self) -> bool:

@@ -71,6 +71,7 @@ class Ledger:
         self._boot_id = boot_id
         self._totals = Totals()
         self._held_by: dict[str, Totals] = {}
+        self._by_kind: dict[str, Totals] = {}
         self._living: dict[str, Life] = {}
         self._freed: OrderedDict[str, Life] = OrderedDict()
         self._sharers: dict[str, Counter[str]] = {}  # holders of shares not freed, by origin
@@ -282,8 +283,14 @@ class Ledger:
         nothing."""
         return dict(self._held_by)
 
+    def peaks_by_kind(self) -> dict[str, int]:
+        """Return the most bytes that lived or were held at once, of each kind that there ever was."""
+        return {kind: totals.peak_bytes for kind, totals in self._by_kind.items()}
+
     def _count(self, life: Life, left: State | None, entered: State) -> None:
         self._totals = self._totals.moved(life.size, left, entered)
+        of_kind = self._by_kind.get(life.kind, Totals())
+        self._by_kind[life.kind] = of_kind.moved(life.size, left, entered)
         own = self._held_by.pop(life.holder, Totals()).moved(life.size, left, entered)
         if own.live or own.held:
             self._held_by[life.holder] = own

@@ -116,7 +116,7 @@ class Record:
     while alive; `held` and `freed` are when the state was entered, if it was. `attachments` are
     the present ones as (session, attachment); `mappings` and `hand_outs` count all there ever
     were. `origin` is the dataspace that a share is of; `holders` counts who has the memory now, by
-    owning it or by a share: the proportional share of each is size / holders.
+    owning it or by a share.
     """
 
     name: str

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataspace.errors import InvalidDataspace, NotWritable, OutOfRange
 from dataspace.memory import Memory
 from dataspace.ranges import part_size
+from dataspace.views import Views
 
 
 class View:
@@ -29,7 +30,8 @@ class View:
         self._allowed_to_write = True
         self._borrowed = False
         self._handed_out = False
-        self._all: set[View] = {self}
+        self._all = Views()
+        self._all.add(self)
 
     def share(self, offset: int, size: int, *, writable: bool) -> "View":
         """Return a view for another holder: `size` bytes from `offset`, where 0 is the rest.
@@ -111,9 +113,13 @@ class View:
         """Return the bytes backed by memory now; for a part, as many as it can have of them."""
         return min(self.memory.committed(), self.size)
 
+    def proportional(self) -> int:
+        """Return its bytes, each divided by the number of views that have it; 0 once it is closed."""
+        return self._all.proportional(self)
+
     def held(self) -> bool:
         """Return whether its holder answers for memory that somebody can still reach."""
-        return (self._handed_out or self._all == {self}) and self.memory.held()
+        return (self._handed_out or self._alone) and self.memory.held()
 
     def close(self) -> None:
         """Give it up: nothing is reached through it any more, though the memory may live on for others.
@@ -121,6 +127,10 @@ class View:
         self._all.discard(self)
         if not self._all:
             self.memory.close()
+
+    @property
+    def _alone(self) -> bool:
+        return self in self._all and len(self._all) == 1
 
     def _check_open(self) -> None:
         if self not in self._all:

@@ -86,7 +86,7 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
             moment = only.at
             found = (each for each in found if each[1].created.wall_ns <= moment)
         return [
-            (revision, convert.record(record, self._core.committed(record.name)))
+            (revision, convert.record(record, *self._core.measured(record.name)))
             for revision, record in islice(found, count)
         ]
 
@@ -104,7 +104,7 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
             record = self._core.ledger.record(life.name)
         except UnknownDataspace:
             return convert.past(life)
-        return convert.record(record, self._core.committed(life.name))
+        return convert.record(record, *self._core.measured(life.name))
 
     async def ListEvents(
         self, request: pb.ListEventsRequest, context: Context

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 from vmsession.v1 import audit_pb2 as pb
 
@@ -47,16 +47,26 @@ def _whole(
         freed=sum(n for uid, n in core.dataspaces.freed.items() if sees(client, uid)),
         sessions=sum(1 for session in core.sessions.values() if sees(client, session.uid)),
         clients=sum(1 for each in core.clients if sees(client, each.identity.uid)),
-        engine_processes=core.engines.processes if sees_all(client) else 0,
         extra_fds=fds,
         groups=groups,
         revision=core.ledger.revision,
+        **(_of_core(core) if sees_all(client) else {}),
     )
+
+
+def _of_core(core: Core) -> dict[str, Any]:
+    """What only those are told who see all."""
+    return {
+        "engine_processes": core.engines.processes,
+        "ram": convert.ram_quota(core.users.root),
+        "capabilities": convert.capability_quota(core.users.root),
+    }
 
 
 async def _groups(core: Core, client: Client, group_by: int) -> list[pb.GroupTotal]:
     clients = [each for each in core.clients if sees(client, each.identity.uid)]
     accounts: dict[str, Account] = {}
+    peaks: Mapping[str, int] = {}
     named: Named
     match group_by:
         case pb.GROUPING_UNSPECIFIED:
@@ -75,9 +85,11 @@ async def _groups(core: Core, client: Client, group_by: int) -> list[pb.GroupTot
             accounts = {each.name: each.account for each in sessions if sees(client, each.uid)}
         case pb.GROUPING_KIND:
             named = _kind_of
+            peaks = core.ledger.peaks_by_kind() if sees_all(client) else {}
         case _:
             raise invalid("group_by", group_by, "one of Grouping")
     groups = {name: _group(name, account) for name, account in accounts.items()}
+    groups |= {name: pb.GroupTotal(group=name, peak_bytes=peak) for name, peak in peaks.items()}
     await _sum_up(core, client, named, groups)
     return list(groups.values())
 
@@ -99,6 +111,7 @@ async def _sum_up(
             group.live += 1
             group.live_bytes += dataspace.size
             group.committed_bytes += committed
+            group.proportional_bytes += dataspace.memory.proportional()
             group.held_bytes += held
 
 

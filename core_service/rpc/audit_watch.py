@@ -115,7 +115,7 @@ class Watcher:
         start = 0
         while True:
             part = [
-                convert.record(record, self._core.committed(record.name))
+                convert.record(record, *self._core.measured(record.name))
                 for record in records[start : start + PART]
             ]
             part = part[: fitting(part)]

@@ -190,8 +190,9 @@ def _lifetime(of: Life) -> int:
     return max(0, of.ended_wall_ns - of.created_wall_ns)
 
 
-def record(of: Record, committed: int = 0) -> audit_pb2.DataspaceRecord:
-    """The life of a dataspace, of which `committed` bytes are backed by memory."""
+def record(of: Record, committed: int, proportional: int) -> audit_pb2.DataspaceRecord:
+    """The life of a dataspace, of which `committed` bytes are backed by memory, and `proportional` its
+    share of what several have."""
     end: Stamp = of.freed or now()
     return audit_pb2.DataspaceRecord(
         name=of.name,
@@ -209,6 +210,7 @@ def record(of: Record, committed: int = 0) -> audit_pb2.DataspaceRecord:
         origin=of.origin,
         holders=of.holders,
         committed=committed,
+        proportional=proportional,
     )
 
 

@@ -27,6 +27,7 @@ TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
 USER_AND_PROCESS = r"(?<=\t)\d+\t\d+(?=\t)|\d+:\d+:\d+"
 NAME = r"(sessions|dataspaces)/[0-9a-z]+"
 SPAN = r"(?<=\t)\d+ (s|min)(?=\t)"
+LIMIT = r"(?<=\t0 of )\d+(?=\n)"  # of capabilities: a host's descriptors
 
 
 class Past(NamedTuple):
@@ -53,7 +54,12 @@ def past(core: RunningCore, stubs: Stubs) -> Iterator[Past]:
 def masked(text: str) -> str:
     """Columns apart by a tab, and what differs from run to run by its kind."""
     text = re.sub(r" {2,}", "\t", text)
-    for kind, pattern in (("TIME", TIME), ("WHO", USER_AND_PROCESS), ("SPAN", SPAN)):
+    for kind, pattern in (
+        ("TIME", TIME),
+        ("WHO", USER_AND_PROCESS),
+        ("SPAN", SPAN),
+        ("LIMIT", LIMIT),
+    ):
         text = re.sub(pattern, kind, text)
     text = re.sub(NAME, r"\1/NAME", text)
     return re.sub(r"^(revision\t)?\d+(?=\tTIME|$)", r"\1REVISION", text, flags=re.MULTILINE)

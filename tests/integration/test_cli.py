@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -256,6 +257,27 @@ def test_totals_of_parts_add_up(vmm: Vmm, connection: Connection) -> None:
         for grouping in ("client", "uid", "kind"):
             parts = json.loads(vmm("audit", "totals", "--by", grouping, "--json")[1])
             assert sum(part["live_bytes"] for part in parts) == whole["live_bytes"] == 0x30000
+            assert sum(part["proportional_bytes"] for part in parts) == 0x30000
+    (kind,) = json.loads(vmm("audit", "totals", "--by", "kind", "--json")[1])
+    assert (kind["kind"], kind["live_bytes"], kind["peak_bytes"]) == ("ram", 0, 0x30000)
+    whole = json.loads(vmm("audit", "totals", "--json")[1])
+    assert (whole["ram_used"], whole["ram_peak"]) == (0, 0x30000)
+    assert whole["ram_limit"] > whole["ram_peak"]
+
+
+def test_memory_that_is_shared_counts_once(vmm: Vmm, connection: Connection) -> None:
+    with connection.create_ram(0x10000) as ram:
+        share = ram.share(os.getuid(), offset=0x8000)
+        with connection.accept(share) as part:
+            rows = json.loads(vmm("dataspaces", "--json")[1])
+            assert {row["dataspace"]: (row["bytes"], row["proportional"]) for row in rows} == {
+                ram.name: (0x10000, 0xC000),
+                part.name: (0x8000, 0x4000),
+            }
+            assert {(row["uid"], row["gid"]) for row in rows} == {(os.getuid(), os.getgid())}
+            (mine,) = json.loads(vmm("audit", "totals", "--by", "uid", "--json")[1])
+            assert (mine["live_bytes"], mine["proportional_bytes"]) == (0x18000, 0x10000)
+            assert mine["ram_used"] == 0x18000
 
 
 def test_the_doctor_examines_every_engine(vmm: Vmm) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -431,6 +432,20 @@ class SharesMachine(RuleBasedStateMachine):
                 if each.root is book.root and each.state != "freed"
             }
             assert record.holders == len(holders)
+
+    @invariant()
+    def what_is_shared_is_divided(self) -> None:
+        """Nothing counts twice: of each page, each dataspace that has it has its part."""
+        for root in {book.root for book in self.books}:
+            having = [book for book in self.books if book.root is root and book.state != "freed"]
+            on_page = Counter(
+                page for book in having for page in range(book.first, book.first + book.pages)
+            )
+            for book in having:
+                pages = range(book.first, book.first + book.pages)
+                expected = sum(PAGE / on_page[page] for page in pages)
+                _, divided = self.core.measured(book.real.name)
+                assert divided in {int(expected - 0.001), int(expected + 0.001)}
 
     def teardown(self) -> None:
         for root in {book.root for book in self.books}:

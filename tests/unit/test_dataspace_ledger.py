@@ -434,6 +434,17 @@ def test_what_each_holder_has(ledger: Ledger) -> None:
     assert (only[1].held, only[1].held_bytes) == (1, 4 * PAGE)
 
 
+def test_the_most_that_there_was_of_each_kind(ledger: Ledger) -> None:
+    ledger.create("a", "ram", 4 * PAGE, "uid 1")
+    ledger.create("b", "rom", PAGE, "uid 1")
+    ledger.hold("a")
+    ledger.create("c", "ram", PAGE, "uid 2")
+    ledger.release("a")
+    ledger.free("b", "gone")
+    ledger.create("d", "ram", 2 * PAGE, "uid 1")
+    assert ledger.peaks_by_kind() == {"ram": 5 * PAGE, "rom": PAGE}
+
+
 def test_living_records_by_kind_and_session(ledger: Ledger) -> None:
     page = f"{VM}/vcpus/0"
     for name, kind in ((NAME, "ram"), (page, "vcpu_page"), ("other", "ram")):

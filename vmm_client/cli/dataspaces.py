@@ -14,7 +14,7 @@ from vmm_client.cli.output import Row, show, size
 from vmm_client.connection import connect
 
 COLUMNS: Final = (
-    *("dataspace", "kind", "state", "size", "uid", "pid"),
+    *("dataspace", "kind", "state", "size", "divided", "uid", "pid"),
     *("created", "lived", "mapped", "cause"),
 )
 
@@ -64,7 +64,10 @@ def _row(record: DataspaceRecord) -> Row:
         "size": size(record.size),
         "bytes": record.size,
         "committed": record.committed,
+        "divided": size(record.proportional) if record.proportional else "",
+        "proportional": record.proportional,
         "uid": record.holder.uid,
+        "gid": record.holder.gid,
         "pid": record.holder.pid,
         "created": clock_time(record.create_time),
         "create_time": exact_time(record.create_time),

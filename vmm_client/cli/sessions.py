@@ -44,6 +44,7 @@ def session_row(session: Session) -> Row:
         "attached_bytes": session.attached_bytes,
         "attachments": session.attachments,
         "uid": session.client.uid,
+        "gid": session.client.gid,
         "pid": session.client.pid,
         "engine_pid": session.engine_pid,
         "created": exact_time(session.create_time),

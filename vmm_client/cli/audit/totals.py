@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as encoder
+from collections.abc import Iterator
 from typing import Annotated, Final, Literal
 
 from cyclopts import Parameter
@@ -16,7 +17,10 @@ SUMS: Final = (
     *("live", "live_bytes", "held_bytes", "created", "freed"),
     *("sessions", "clients", "engine_processes", "extra_fds", "revision"),
 )
-GROUPED: Final = ("live", "memory", "committed", "held", "ram_quota", "capabilities")
+GROUPED: Final = (
+    *("live", "memory", "divided", "committed", "held", "peak"),
+    *("ram_quota", "capabilities"),
+)
 
 
 def totals(
@@ -41,9 +45,28 @@ def totals(
     if by:
         show((_group(by, group) for group in sums.groups), (by, *GROUPED), as_json=json)
     elif json:
-        print(encoder.dumps({name: getattr(sums, name) for name in SUMS}, indent=2))
+        print(encoder.dumps(_whole(sums), indent=2))
     else:
-        show((_sum(sums, name) for name in SUMS), ("what", "total"), as_json=False)
+        show([*_lines(sums)], ("what", "total"), as_json=False)
+
+
+def _whole(sums: GetTotalsResponse) -> Row:
+    """Exact, by name; without the quota of core where that is not told."""
+    told: Row = {name: getattr(sums, name) for name in SUMS}
+    if sums.HasField("ram"):
+        told |= _quota("ram", sums.ram, there=True)
+        told |= _quota("capabilities", sums.capabilities, there=True)
+    return told
+
+
+def _lines(sums: GetTotalsResponse) -> Iterator[Row]:
+    """For people."""
+    for name in SUMS:
+        yield _sum(sums, name)
+    if sums.HasField("ram"):
+        yield {"what": "ram_quota", "total": _ram(sums.ram)}
+        yield {"what": "peak", "total": size(sums.ram.peak)}
+        yield {"what": "capabilities", "total": _of(sums.capabilities)}
 
 
 def _sum(sums: GetTotalsResponse, name: str) -> Row:
@@ -52,17 +75,23 @@ def _sum(sums: GetTotalsResponse, name: str) -> Row:
 
 
 def _group(by: str, group: GroupTotal) -> Row:
+    has_ram = group.HasField("ram")
+    peak = group.ram.peak if has_ram else group.peak_bytes
     return {
         by: group.group,
         "live": group.live,
         "memory": size(group.live_bytes),
         "live_bytes": group.live_bytes,
+        "divided": size(group.proportional_bytes),
+        "proportional_bytes": group.proportional_bytes,
         "committed": size(group.committed_bytes),
         "committed_bytes": group.committed_bytes,
         "held": size(group.held_bytes),
         "held_bytes": group.held_bytes,
-        "ram_quota": _ram(group.ram) if group.HasField("ram") else "",
-        **_quota("ram", group.ram, there=group.HasField("ram")),
+        "peak": size(peak) if has_ram or peak else "",
+        "peak_bytes": peak if has_ram or peak else None,
+        "ram_quota": _ram(group.ram) if has_ram else "",
+        **_quota("ram", group.ram, there=has_ram),
         "capabilities": _of(group.capabilities) if group.HasField("capabilities") else "",
         **_quota("capabilities", group.capabilities, there=group.HasField("capabilities")),
     }

@@ -134,6 +134,7 @@ class DataspaceRecord(_message.Message):
     COMMITTED_FIELD_NUMBER: _builtins.int
     ORIGIN_FIELD_NUMBER: _builtins.int
     HOLDERS_FIELD_NUMBER: _builtins.int
+    PROPORTIONAL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name; that of the vCPU for its page."""
     kind: Global___DataspaceKind.ValueType
@@ -151,11 +152,15 @@ class DataspaceRecord(_message.Message):
     handed_out: _builtins.int
     """How many file descriptors of it left core."""
     committed: _builtins.int
-    """Bytes of it that are backed by memory now; 0 when it is gone."""
+    """Bytes of it that are backed by memory now; 0 when it is gone. For a share of a part, as many as can be its."""
     origin: _builtins.str
     """For a share, the dataspace that it is a part of; empty otherwise."""
     holders: _builtins.int
-    """Clients that hold it, by themselves or by shares; the proportional share of each is size / holders."""
+    """Clients that hold it, by themselves or by shares."""
+    proportional: _builtins.int
+    """Bytes of it, each divided by the number of dataspaces that have it: those of all add up to what there is of
+    memory, while `size` counts what is shared once for each holder. 0 when it is gone.
+    """
     @_builtins.property
     def holder(self) -> _core_pb2.ClientIdentity:
         """The client that it is charged to."""
@@ -190,10 +195,11 @@ class DataspaceRecord(_message.Message):
         committed: _builtins.int = ...,
         origin: _builtins.str = ...,
         holders: _builtins.int = ...,
+        proportional: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "free_time", b"free_time", "holder", b"holder"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachments", b"attachments", "cause", b"cause", "committed", b"committed", "create_time", b"create_time", "free_time", b"free_time", "handed_out", b"handed_out", "holder", b"holder", "holders", b"holders", "kind", b"kind", "lifetime_ns", b"lifetime_ns", "mappings", b"mappings", "name", b"name", "origin", b"origin", "size", b"size", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachments", b"attachments", "cause", b"cause", "committed", b"committed", "create_time", b"create_time", "free_time", b"free_time", "handed_out", b"handed_out", "holder", b"holder", "holders", b"holders", "kind", b"kind", "lifetime_ns", b"lifetime_ns", "mappings", b"mappings", "name", b"name", "origin", b"origin", "proportional", b"proportional", "size", b"size", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -306,7 +312,7 @@ class Event(_message.Message):
     """/proc/sys/kernel/random/boot_id."""
     kind: _builtins.str
     """What happened: `created`, `attached`, `detached`, `handed_out`, `held`, `released`, `freed`, `sealed`, `shared`,
-    `revoked`, `opened`, `closed`, `upgraded`, `lost`, `started`, `stopped`.
+    `revoked`, `opened`, `closed`, `upgraded`, `lost`, `adopted`, `policy`, `started`, `stopped`.
     """
     subject: _builtins.str
     """The object: a dataspace, session, vCPU, client or core."""
@@ -520,6 +526,8 @@ class GroupTotal(_message.Message):
     HELD_BYTES_FIELD_NUMBER: _builtins.int
     RAM_FIELD_NUMBER: _builtins.int
     CAPABILITIES_FIELD_NUMBER: _builtins.int
+    PROPORTIONAL_BYTES_FIELD_NUMBER: _builtins.int
+    PEAK_BYTES_FIELD_NUMBER: _builtins.int
     group: _builtins.str
     """The client as `uid:gid:pid`, the user's number, the session's name, or the kind."""
     live: _builtins.int
@@ -527,9 +535,15 @@ class GroupTotal(_message.Message):
     live_bytes: _builtins.int
     """Bytes of them."""
     committed_bytes: _builtins.int
-    """Bytes of them that are backed by memory now."""
+    """Bytes of them that are backed by memory now; what is shared counts for each dataspace that has it."""
     held_bytes: _builtins.int
     """Bytes freed by their owner and still held by somebody."""
+    proportional_bytes: _builtins.int
+    """Bytes of them, each divided by the number of dataspaces that have it: nothing that is shared counts twice."""
+    peak_bytes: _builtins.int
+    """By kind, the most that live_bytes was at once since core began; only for those who see all. Elsewhere the
+    quota tells.
+    """
     @_builtins.property
     def ram(self) -> _core_pb2.Quota:
         """RAM quota; absent where there is none (by kind)."""
@@ -548,10 +562,12 @@ class GroupTotal(_message.Message):
         held_bytes: _builtins.int = ...,
         ram: _core_pb2.Quota | None = ...,
         capabilities: _core_pb2.Quota | None = ...,
+        proportional_bytes: _builtins.int = ...,
+        peak_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "ram", b"ram"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "committed_bytes", b"committed_bytes", "group", b"group", "held_bytes", b"held_bytes", "live", b"live", "live_bytes", b"live_bytes", "ram", b"ram"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "committed_bytes", b"committed_bytes", "group", b"group", "held_bytes", b"held_bytes", "live", b"live", "live_bytes", b"live_bytes", "peak_bytes", b"peak_bytes", "proportional_bytes", b"proportional_bytes", "ram", b"ram"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -574,6 +590,8 @@ class GetTotalsResponse(_message.Message):
     EXTRA_FDS_FIELD_NUMBER: _builtins.int
     GROUPS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    RAM_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_FIELD_NUMBER: _builtins.int
     live: _builtins.int
     """Dataspaces alive or held now."""
     live_bytes: _builtins.int
@@ -600,6 +618,14 @@ class GetTotalsResponse(_message.Message):
     def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupTotal]:
         """By group, if asked for."""
 
+    @_builtins.property
+    def ram(self) -> _core_pb2.Quota:
+        """RAM quota of core as a whole, with what all clients are charged; only for those who see all."""
+
+    @_builtins.property
+    def capabilities(self) -> _core_pb2.Quota:
+        """Capability quota of core as a whole; only for those who see all."""
+
     def __init__(
         self,
         *,
@@ -614,10 +640,12 @@ class GetTotalsResponse(_message.Message):
         extra_fds: _builtins.int = ...,
         groups: _abc.Iterable[Global___GroupTotal] | None = ...,
         revision: _builtins.int = ...,
+        ram: _core_pb2.Quota | None = ...,
+        capabilities: _core_pb2.Quota | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "ram", b"ram"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clients", b"clients", "created", b"created", "engine_processes", b"engine_processes", "extra_fds", b"extra_fds", "freed", b"freed", "groups", b"groups", "held_bytes", b"held_bytes", "live", b"live", "live_bytes", b"live_bytes", "revision", b"revision", "sessions", b"sessions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "clients", b"clients", "created", b"created", "engine_processes", b"engine_processes", "extra_fds", b"extra_fds", "freed", b"freed", "groups", b"groups", "held_bytes", b"held_bytes", "live", b"live", "live_bytes", b"live_bytes", "ram", b"ram", "revision", b"revision", "sessions", b"sessions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
