@@ -17,7 +17,15 @@ class AuditError(Exception):
 
 
 class AuditFailure(Refusal):
-    """The store cannot be written now, so that nothing may be made that it would not know."""
+    """The store cannot be written now, so that nothing may be made that it would not know. With `done`,
+    what was asked for is done nevertheless, since the store failed meanwhile."""
 
-    def __init__(self, why: str) -> None:
-        super().__init__("AUDIT_FAILURE", f"the audit log cannot be written: {why}", why=why)
+    def __init__(self, why: str, *, done: bool = False) -> None:
+        told = f"the audit log cannot be written: {why}"
+        if done:
+            super().__init__(
+                "AUDIT_FAILURE", f"done, but not on record: {told}", why=why, done="yes"
+            )
+        else:
+            super().__init__("AUDIT_FAILURE", told, why=why)
+        self.why = why

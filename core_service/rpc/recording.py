@@ -4,12 +4,14 @@ mutation is on disk before it is answered."""
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import grpc
 import grpc.aio
 from vmsession.v1 import dataspace_pb2, vm_session_pb2
 
+from core_service.audit import AuditFailure
 from core_service.rpc.interceptor import Context, Handler, Interceptor
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ MAKING: Final = (
 
 class Recording(Interceptor):
     """Holds back the answer to each mutation, which is what takes a request id, until the log has what
-    it did. The caller is told AUDIT_FAILURE if that cannot be."""
+    it did. If that cannot be, the caller is told AUDIT_FAILURE, and that it is done."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -57,8 +59,15 @@ class Recording(Interceptor):
             if isinstance(request, MAKING):
                 self._core.must_record(self._core.clients.of(context.peer()))
             try:
-                return await behaviour(request, context)
-            finally:
+                answer = await behaviour(request, context)
+            except Exception:
+                with suppress(AuditFailure):  # what is refused leaves nothing that he must know of
+                    await self._core.everything_recorded()
+                raise
+            try:
                 await self._core.everything_recorded()
+            except AuditFailure as failure:
+                raise AuditFailure(failure.why, done=True) from failure
+            return answer
 
         return call

@@ -42,9 +42,14 @@ def serve(audit: Path) -> Iterator[Callable[..., tuple[RunningCore, Stubs]]]:
         return running[-1]
 
     yield serve
-    for core, stubs in running:
-        stubs.close()
-        core.close()
+    try:
+        for core, _ in running:
+            if core.process.poll() is None:
+                core.stop()
+    finally:
+        for core, stubs in running:
+            stubs.close()
+            core.close()
 
 
 Serve = Callable[..., tuple[RunningCore, Stubs]]
@@ -462,6 +467,9 @@ def test_a_log_that_cannot_be_written_stops_what_is_made_not_what_is_freed(
             with pytest.raises(grpc.RpcError) as refused:
                 call()
             assert reason_of(refused.value) == "AUDIT_FAILURE"
+        with pytest.raises(grpc.RpcError) as refused:
+            free(stubs, memory)
+        assert reason_of(refused.value) == "NOT_FOUND"
         channel.send(other.encode())
         assert channel.recv(300).startswith(b"error AUDIT_FAILURE")
         assert records(stubs, alive_only=True) == [other]
@@ -471,3 +479,27 @@ def test_a_log_that_cannot_be_written_stops_what_is_made_not_what_is_freed(
         collect(channel, other)
     assert create(stubs) in records(stubs)
     assert verify_chain(core.audit).discrepancies == []
+
+
+def test_a_call_that_the_log_failed_under_is_told_what_became_of_it(
+    core: RunningCore, stubs: Stubs
+) -> None:
+    request = dataspace_pb2.CreateDataspaceRequest(size=PAGE, request_id="under way")
+    limit_files(core, PAGE)  # the log has more already
+    told = []
+    for _ in range(2):
+        with pytest.raises(grpc.RpcError) as refused:
+            stubs.dataspaces.CreateDataspace(request)
+        told.append(error_info(refused.value))
+    assert {info.reason for info in told} == {"AUDIT_FAILURE"}
+    assert [info.metadata.get("done") for info in told] == ["yes", None]
+    (made,) = records(stubs, alive_only=True)
+    with pytest.raises(grpc.RpcError) as refused:
+        free(stubs, made)
+    assert error_info(refused.value).metadata["done"] == "yes"
+    assert records(stubs, alive_only=True) == []
+    limit_files(core, resource.RLIM_INFINITY)
+    eventually(
+        lambda: [event.kind for event in events(stubs, subject=made)] == ["created", "freed"]
+    )
+    assert stubs.dataspaces.CreateDataspace(request).dataspace.name == made

@@ -97,8 +97,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """OUT_OF_RANGE. The events asked for were removed by retention: metadata `asked`, `oldest`."""
     ERROR_REASON_AUDIT_FAILURE: _ErrorReason.ValueType  # 27
     """UNAVAILABLE. The audit log cannot be written (full disk): nothing new is created until it can. Metadata
-    `why`. What was to be freed is freed nevertheless. A call that was under way when the log failed may have
-    had its effect: with a request id it can be repeated safely once room was made.
+    `why`. What was to be freed is freed nevertheless. With metadata `done`, the call had its effect, which is not
+    on record yet: it was to free something, or under way when the log failed. Without, it had none. With a
+    request id it can be repeated safely once room was made.
     """
     ERROR_REASON_STILL_WRITABLE: _ErrorReason.ValueType  # 28
     """FAILED_PRECONDITION. Somebody can still write the dataspace: metadata `session`, or `why`."""
@@ -185,8 +186,9 @@ ERROR_REASON_COMPACTED: ErrorReason.ValueType  # 26
 """OUT_OF_RANGE. The events asked for were removed by retention: metadata `asked`, `oldest`."""
 ERROR_REASON_AUDIT_FAILURE: ErrorReason.ValueType  # 27
 """UNAVAILABLE. The audit log cannot be written (full disk): nothing new is created until it can. Metadata
-`why`. What was to be freed is freed nevertheless. A call that was under way when the log failed may have
-had its effect: with a request id it can be repeated safely once room was made.
+`why`. What was to be freed is freed nevertheless. With metadata `done`, the call had its effect, which is not
+on record yet: it was to free something, or under way when the log failed. Without, it had none. With a
+request id it can be repeated safely once room was made.
 """
 ERROR_REASON_STILL_WRITABLE: ErrorReason.ValueType  # 28
 """FAILED_PRECONDITION. Somebody can still write the dataspace: metadata `session`, or `why`."""
