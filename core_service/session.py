@@ -386,7 +386,7 @@ class Session:
         )
 
     def _forget_unattached(self, dataspace: str) -> None:
-        if not self._map.of(dataspace):
+        if not self._map.has(dataspace):
             self._attached.pop(dataspace).sessions.discard(self)
 
     async def written(self, dataspace: Dataspace, offset: int, size: int) -> None:

@@ -61,6 +61,10 @@ class AddressMap:
         """Return the attachments that share a byte with a range, whole."""
         return self._all.overlapping(gpa, size)
 
+    def has(self, dataspace: str) -> bool:
+        """Return whether a dataspace is attached anywhere."""
+        return dataspace in self._by_dataspace
+
     def of(self, dataspace: str) -> list[Attachment]:
         """Return the attachments of one dataspace in the order of their addresses."""
         return list(self._by_dataspace.get(dataspace, ()))

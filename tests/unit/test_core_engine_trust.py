@@ -17,6 +17,7 @@ from core_service.engine.process import EngineProcess
 from core_service.refusal import Refusal
 from core_service.rpc import vcpu_calls
 from core_service.settings import Settings
+from dataspace.address_map import AddressMap
 from tests.unit.core_in_process import PAGE, InProcess, behaviours, in_process, open_fds, until
 
 NAMES = (
@@ -113,6 +114,21 @@ async def test_freed_where_the_engine_does_not_unmap(world: InProcess, engine: s
     await until(lambda: not world.core.sessions)
     assert client.account.used.ram == 0
     assert client.account.used.caps == 0
+
+
+async def test_a_detach_looks_at_nothing_beside_its_range(
+    world: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often the dataspace is attached elsewhere."""
+    client = world.client()
+    session, dataspace = await world.session(client), world.dataspace(client)
+    for gpa in range(0, 8 * PAGE, 2 * PAGE):
+        await session.attach(dataspace, gpa, 0, 0, read_only=False)
+    with monkeypatch.context() as looking:
+        for name in ("of", "__iter__"):
+            looking.setattr(AddressMap, name, lambda *_: pytest.fail("all of it"))
+        await session.detach(2 * PAGE, PAGE)
+    assert [each.gpa for each in session.attachments()] == [0, 4 * PAGE, 6 * PAGE]
 
 
 async def test_a_refused_detach_leaves_what_is_mapped_on_record(world: InProcess) -> None:
