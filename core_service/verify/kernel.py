@@ -34,7 +34,12 @@ class File(NamedTuple):
 
 
 async def check_kernel(core: Core, look: Look) -> None:
-    """Each memory must be open in core once, and nothing else; each engine process be a session's."""
+    """Each memory must be open in core once, and nothing else; none be mapped in it; each engine process
+    be a session's."""
+    for name, size in (await asyncio.to_thread(mapped_memory)).items():
+        look.wrong(
+            "kernel", name, f"{size} bytes of its memory are mapped in core, which maps none"
+        )
     files = await asyncio.to_thread(open_files)
     look.descriptors += sum(file.descriptors for file in files.values())
     memories: dict[int, list[Dataspace]] = {}
@@ -112,6 +117,19 @@ def open_files() -> dict[int, File]:
             count = seen.descriptors + 1 if seen else 1
             files[status.st_ino] = File(name, status.st_size, status.st_blocks * 512, count)
     return files
+
+
+def mapped_memory() -> dict[str, int]:
+    """Bytes of the memory objects that are mapped in this process, by the name of the dataspace."""
+    mapped: dict[str, int] = {}
+    with Path("/proc/self/maps").open() as maps:
+        for line in maps:
+            addresses, *_, path = line.rstrip("\n").split(maxsplit=5)
+            if path.startswith(MEMFD):
+                first, end = (int(address, 16) for address in addresses.split("-"))
+                name = path.removeprefix(MEMFD).removesuffix(" (deleted)")
+                mapped[name] = mapped.get(name, 0) + end - first
+    return mapped
 
 
 def engine_children() -> dict[int, str]:

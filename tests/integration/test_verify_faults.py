@@ -4,6 +4,7 @@ in a core of this process with real engines."""
 from __future__ import annotations
 
 import asyncio
+import mmap
 import os
 import signal
 import socket
@@ -230,6 +231,19 @@ async def test_a_leaked_file_descriptor(world: InProcess) -> None:
         Finding("kernel", there.ram.name, "its memory has 2 file descriptors in core, not 1")
     ]
     os.close(leaked)
+
+
+async def test_memory_that_core_maps(world: InProcess) -> None:
+    there = await machine(world, "soft")
+    memory = world.dataspace(there.client, 4 * PAGE)
+    with mmap.mmap(
+        memory.memory.memory.description, 2 * PAGE, offset=PAGE
+    ):  # with an fd of its own
+        told = f"{2 * PAGE} bytes of its memory are mapped in core, which maps none"
+        assert await there.findings() == [
+            Finding("kernel", memory.name, told),
+            Finding("kernel", memory.name, "its memory has 2 file descriptors in core, not 1"),
+        ]
 
 
 async def test_memory_of_no_dataspace(world: InProcess) -> None:

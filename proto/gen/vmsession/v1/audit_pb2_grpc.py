@@ -115,9 +115,9 @@ class AuditServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Verify(self, request, context):
-        """Reconciles the ledger with the engines' mappings, the kernel's view of core's file descriptors, the quota
-        accounts and the hash chain of the log, and names what does not agree. Only for those who see all. Errors:
-        DENIED.
+        """Reconciles the ledger with the engines' mappings, the kernel's view of core's file descriptors, mappings and
+        processes, the quota accounts and the hash chain of the log, and names what does not agree. Only for those who
+        see all. Errors: DENIED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

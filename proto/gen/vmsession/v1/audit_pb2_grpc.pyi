@@ -53,9 +53,9 @@ class AuditServiceStub:
     revision 0, which begins with a snapshot).
     """
     Verify: _grpc.UnaryUnaryMultiCallable[_audit_pb2.VerifyRequest, _audit_pb2.VerifyResponse]
-    """Reconciles the ledger with the engines' mappings, the kernel's view of core's file descriptors, the quota
-    accounts and the hash chain of the log, and names what does not agree. Only for those who see all. Errors:
-    DENIED.
+    """Reconciles the ledger with the engines' mappings, the kernel's view of core's file descriptors, mappings and
+    processes, the quota accounts and the hash chain of the log, and names what does not agree. Only for those who
+    see all. Errors: DENIED.
     """
 
 @_typing.type_check_only
@@ -83,9 +83,9 @@ class AuditServiceAsyncStub(AuditServiceStub):
     revision 0, which begins with a snapshot).
     """
     Verify: _aio.UnaryUnaryMultiCallable[_audit_pb2.VerifyRequest, _audit_pb2.VerifyResponse]  # type: ignore[assignment]
-    """Reconciles the ledger with the engines' mappings, the kernel's view of core's file descriptors, the quota
-    accounts and the hash chain of the log, and names what does not agree. Only for those who see all. Errors:
-    DENIED.
+    """Reconciles the ledger with the engines' mappings, the kernel's view of core's file descriptors, mappings and
+    processes, the quota accounts and the hash chain of the log, and names what does not agree. Only for those who
+    see all. Errors: DENIED.
     """
 
 class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -146,9 +146,9 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _audit_pb2.VerifyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_audit_pb2.VerifyResponse, _abc.Awaitable[_audit_pb2.VerifyResponse]]:
-        """Reconciles the ledger with the engines' mappings, the kernel's view of core's file descriptors, the quota
-        accounts and the hash chain of the log, and names what does not agree. Only for those who see all. Errors:
-        DENIED.
+        """Reconciles the ledger with the engines' mappings, the kernel's view of core's file descriptors, mappings and
+        processes, the quota accounts and the hash chain of the log, and names what does not agree. Only for those who
+        see all. Errors: DENIED.
         """
 
 def add_AuditServiceServicer_to_server(servicer: AuditServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
