@@ -94,6 +94,7 @@ def transport(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def machine(client: Connection, engine: str, transport: str) -> Iterator[Machine]:
-    """A session with RAM at 0 and no vCPU yet."""
+    """A session with RAM at 0 and no vCPU yet. All books must agree on what the test made of it."""
     with client.create_session(engine) as session, client.create_ram(Machine.RAM) as ram:
         yield Machine(session, ram, stream=transport == "stream")
+        assert list(client.verify().discrepancies) == []
