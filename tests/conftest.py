@@ -1,4 +1,5 @@
-"""Which engines the tests ran on: an engine that works on this machine must not be passed over."""
+"""Which engines the tests ran on: an engine that works on this machine must not be passed over. And the
+engines compiled with sanitizers, once for all tests."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from collections import Counter
 import pytest
 
 from tests import libx86emu
+from tests.sanitizers import Sanitized
 
 ENGINES = ("kvm", "soft", "x86emu")
 ran: Counter[str] = Counter()
@@ -21,6 +23,12 @@ def expected() -> list[str]:
     wheel = sys.version_info[:2] == (3, 11) and platform.machine() == "x86_64"
     kvm = os.access("/dev/kvm", os.R_OK | os.W_OK)
     return ["kvm"] * kvm + ["soft"] * wheel + ["x86emu"] * libx86emu.present()
+
+
+@pytest.fixture(scope="session")
+def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Sanitized:
+    """The engines with sanitizers."""
+    return Sanitized(tmp_path_factory.mktemp("sanitized"))
 
 
 def pytest_configure() -> None:

@@ -2,18 +2,15 @@
 
     python -m tests.hostile.rpc_attacker SOCKET UID SEED SECONDS NAME...
 
-NAMEs are of objects of others. At the end a line of JSON tells by outcome how many calls there were,
-and what core must never answer.
+NAMEs are of objects of others. See `attackers.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -30,6 +27,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from vmsession.v1 import audit_pb2, core_pb2, dataspace_pb2, vm_session_pb2
 
 from core_service.refusal import CODES
+from tests.hostile.attackers import Findings
 from tests.hostile.messages import Forge
 from tests.integration.refusals import error_info
 from tests.integration.running_core import become_other_user
@@ -56,11 +54,10 @@ GRPC_SAYS: Final = (  # gRPC's own refusals, before a servicer sees the call
 
 
 class Attacker:
-    """Owns connections. `outcomes` counts by answer; `wrong` is what must not be answered."""
+    """Owns connections, and what it found."""
 
     def __init__(self, socket: Path, chance: Random, names: list[str]) -> None:
-        self.outcomes: Counter[str] = Counter()
-        self.wrong: list[str] = []
+        self.findings = Findings()
         self._chance = chance
         self._forge = Forge(chance, names)
         self._socket = socket
@@ -100,13 +97,13 @@ class Attacker:
                 answers += 1
                 if answers == ANSWERS_READ:
                     break
-            self.outcomes["OK"] += 1
+            self.findings.outcomes["OK"] += 1
         except asyncio.CancelledError:
-            self.outcomes["CANCELLED"] += 1
+            self.findings.outcomes["CANCELLED"] += 1
         except grpc.aio.UsageError:  # its connection was closed
-            self.outcomes["left"] += 1
+            self.findings.outcomes["left"] += 1
         except grpc.aio.AioRpcError as error:
-            self.outcomes[self._judge(path, error)] += 1
+            self.findings.outcomes[self._judge(path, error)] += 1
 
     async def _begin(self, method: MethodDescriptor, path: str) -> AsyncIterator[bytes]:
         """The call, which is cancelled when nobody reads on."""
@@ -149,10 +146,10 @@ class Attacker:
             reason = ""
         if not method.startswith(f"/{OURS}"):  # gRPC's own services
             if code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN):
-                self.wrong.append(f"{method}: {code.name} {text[:300]}")
+                self.findings.wrong.append(f"{method}: {code.name} {text[:300]}")
             return f"gRPC: {code.name}"
         if reason not in CODES or reason == "INTERNAL" or "Unexpected <" in text:
-            self.wrong.append(f"{method}: {code.name} {text[:300]}")
+            self.findings.wrong.append(f"{method}: {code.name} {text[:300]}")
         return reason or code.name
 
 
@@ -165,22 +162,18 @@ def attackable() -> Iterator[MethodDescriptor]:
                     yield method
 
 
-async def attack(
-    socket: Path, seed: str, seconds: float, names: list[str]
-) -> tuple[Counter[str], list[str]]:
+async def attack(socket: Path, seed: str, seconds: float, names: list[str]) -> Findings:
     """As one client, who leaves with everything."""
     attacker = Attacker(socket, Random(seed), names)
     await attacker.attack(seconds)
-    return attacker.outcomes, attacker.wrong
+    return attacker.findings
 
 
 def main() -> None:
     """The process itself."""
     socket, uid, seed, seconds, *names = sys.argv[1:]
     become_other_user(int(uid))
-    outcomes, wrong = asyncio.run(attack(Path(socket), seed, float(seconds), names))
-    print(json.dumps([outcomes, wrong[:50]]), flush=True)
-    os._exit(0)  # as it is: its end is core's affair
+    asyncio.run(attack(Path(socket), seed, float(seconds), names)).tell()
 
 
 if __name__ == "__main__":

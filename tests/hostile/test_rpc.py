@@ -2,46 +2,29 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-
 import grpc
 import pytest
 
 from tests.hostile.arena import Arena
+from tests.hostile.attackers import attack
 from tests.hostile.budget import Budget
 from tests.hostile.figures import Figures
 from tests.integration.refusals import reason_of
-from tests.integration.running_core import OTHER_USER, ROOT, RunningCore
+from tests.integration.running_core import RunningCore
 
 ATTACKERS = 2
 
 
-def attack(core: RunningCore, budget: Budget) -> Figures:
+def campaign(core: RunningCore, budget: Budget) -> Figures:
     """Two clients of two users do it."""
     figures = Figures("rpc", budget.seed)
     arena = Arena(core, figures)
     try:
         with arena.attacked() as witness:
-            attackers = [
-                subprocess.Popen(
-                    [
-                        *(sys.executable, "-m", "tests.hostile.rpc_attacker", core.socket),
-                        *(str(OTHER_USER + number), f"{budget.seed}/{number}", str(budget.seconds)),
-                        *witness.names,
-                    ],
-                    cwd=ROOT,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                )
-                for number in range(ATTACKERS)
-            ]
-            for attacker in attackers:
-                told, _ = attacker.communicate(timeout=budget.seconds + 30)
-                outcomes, wrong = json.loads(told)
-                figures.outcomes.update(outcomes)
-                assert wrong == [], "\n".join(wrong)
+            names = tuple(witness.names)
+            figures.outcomes = attack(
+                core, "tests.hostile.rpc_attacker", budget, [names] * ATTACKERS
+            )
     finally:
         arena.close()
     figures.numbers["calls"] = figures.outcomes.total()
@@ -74,7 +57,7 @@ def test_all_of_health_at_once(core: RunningCore) -> None:
 
 
 def test_calls_of_any_kind(core: RunningCore) -> None:
-    figures = attack(core, Budget.short(5))
+    figures = campaign(core, Budget.short(5))
     assert figures.outcomes["OK"] > 0
     assert figures.outcomes["INVALID_ARGUMENT"] > 0
     assert figures.outcomes["NOT_FOUND"] > 0
@@ -82,6 +65,6 @@ def test_calls_of_any_kind(core: RunningCore) -> None:
 
 @pytest.mark.soak
 def test_calls_of_any_kind_for_long(core: RunningCore, capsys: pytest.CaptureFixture[str]) -> None:
-    figures = attack(core, Budget.soak())
+    figures = campaign(core, Budget.soak())
     with capsys.disabled():
         print(figures.publish())
