@@ -27,7 +27,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from vmsession.v1 import audit_pb2, core_pb2, dataspace_pb2, vm_session_pb2
 
 from core_service.refusal import CODES
-from tests.hostile.attackers import Findings
+from tests.hostile.attackers import WRITING_FAILED, Findings
 from tests.hostile.messages import Forge
 from tests.integration.refusals import error_info
 from tests.integration.running_core import become_other_user
@@ -44,9 +44,6 @@ CANCELS: Final = 0.1
 LEAVES: Final = 0.002
 DEADLINES: Final = (0.001, 0.02, 0.2, 2.0, 2.0)
 LOCAL: Final = {grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED}
-WRITING_FAILED: Final = (
-    "Internal error from Core"  # grpc.aio, of a request that it could not send on
-)
 GRPC_SAYS: Final = (  # gRPC's own refusals, before a servicer sees the call
     "Received message larger than max",
     "Method not found",
