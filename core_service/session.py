@@ -42,6 +42,8 @@ log = structlog.get_logger()
 
 RAM_QUOTA: Final = 1 << 20
 CAPABILITY_QUOTA: Final = 256
+MAPPINGS_TO_SPARE: Final = 256
+"""How many an engine may have mapped beyond what is attached: enough to tell what is wrong."""
 AT_ONCE: Final = 256  # records written before others have their turns
 
 
@@ -281,11 +283,16 @@ class Session:
         self._dataspaces.ledger.resume_attachment(self.name, attachment)
         self._dataspaces.kept.attachment(self, attachment)
 
+    async def list_mappings(self) -> list[Mapping]:
+        """What the engine has mapped, while nothing changes. Raises Refusal."""
+        most = 2 * len(self._map) + len(self.vcpus) + MAPPINGS_TO_SPARE
+        return await self.engine.list_mappings(most)
+
     async def agree_with_engine(self) -> None:
         """What an earlier core ended in the midst of: the engine has a mapping that is not on record any
         more, or not yet, or lacks one that is. Raises Refusal."""
         async with self._mutation:
-            listed = await self.engine.list_mappings()
+            listed = await self.list_mappings()
             regions = sorted((each for each in listed if each.kind is MappingKind.REGION), key=_gpa)
             there = [(each.gpa, each.gpa + each.size) for each in regions]
             mine = [(each.gpa, each.end) for each in self._map]

@@ -14,6 +14,7 @@ import structlog
 
 from core_service.engine import protocol
 from core_service.engine.channel import Channel
+from core_service.engine.listing import listed
 from core_service.engine.pending import Answer, Pending
 from core_service.engine.protocol import (
     EXECUTABLE,
@@ -45,9 +46,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 ANSWER_LIMIT: Final = 10.0  # seconds; an engine that does not answer within is ended
-MAPPING_LIMIT: Final = (
-    1 << 18
-)  # entries of a list: some 32,764 memory slots of KVM, twice, and more
 
 REASONS: Final = {
     Status.NO_VCPU: "NOT_FOUND",
@@ -260,18 +258,17 @@ class EngineProcess:
         """Name the MSRs whose accesses exit."""
         await self._demand(lambda number: protocol.msr_filter_packet(number, ranges))
 
-    async def list_mappings(self) -> list[Mapping]:
-        """What the engine has mapped: by its own table, and by the kernel. Nothing is to be mapped or
-        unmapped before this returns."""
-        found: list[Mapping] = []
-        while True:
-            part = await self._list_from(len(found))
-            if part.first != len(found) or part.total > MAPPING_LIMIT:
-                self._end_of_trust(f"it listed {part.total} mappings from {part.first} on")
-                raise self._death()
-            found += part.entries
-            if len(found) == part.total:
-                return found
+    async def list_mappings(self, most: int) -> list[Mapping]:
+        """What the engine has mapped, by its own table, and by the kernel: at most so many entries.
+        Nothing is to be mapped or unmapped before this returns."""
+        try:
+            async with asyncio.timeout(ANSWER_LIMIT):
+                return await listed(self._list_from, most)
+        except TimeoutError:
+            self._end_of_trust(f"it did not list its mappings within {ANSWER_LIMIT:g} s")
+        except MalformedPacketError as error:
+            self._end_of_trust(str(error))
+        raise self._death()
 
     async def _list_from(self, first: int) -> Mappings:
         return await self._ask(Mappings, lambda number: protocol.list_packet(number, first))

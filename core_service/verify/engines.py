@@ -34,7 +34,7 @@ async def _check(session: Session, look: Look) -> None:
     with suppress(Refusal, DataspaceError):  # it ends: so do its mappings
         async with session.changing:
             if not session.closing:
-                listed = await session.engine.list_mappings()
+                listed = await session.list_mappings()
                 _Comparison(session, listed, look).run()
 
 

@@ -62,7 +62,7 @@ class User:
         end = time.monotonic() + seconds
         await asyncio.gather(*(self._lives(end) for _ in range(AT_ONCE)))
         lease.cancel()
-        await self._channel.close()
+        await self._channel.close(None)
 
     async def _lives(self, end: float) -> None:
         while time.monotonic() < end:

@@ -206,7 +206,7 @@ async def test_memory_unmapped_within_the_engine(
     async with asyncio.timeout(10):
         while any(
             each.kind is MappingKind.KERNEL and each.inode == there.ram.memory.memory.inode
-            for each in await there.session.engine.list_mappings()
+            for each in await there.session.list_mappings()
         ):
             pass
     told = f"is attached at 0x0..0xfff rw from 0x0 in {there.session.name}"

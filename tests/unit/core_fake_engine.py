@@ -6,20 +6,23 @@ Run as a program it is the engine; its argument names the behaviour.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import struct
 import sys
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Final
 
 CHANNEL: Final = 3
-HELLO, EXIT, FAILED, RESPONSE, CPUID = 1, 2, 3, 4, 6
+HELLO, EXIT, FAILED, RESPONSE, CPUID, MAPPINGS = 1, 2, 3, 4, 6, 7
 UNMAP, RUN = 18, 19
 OK, NOT_STOPPED, LIMIT = 0, 4, 6
 HLT: Final = 5
 LEAVES: Final = 160
+ENTRIES: Final = 120
 HALF: Final = 2048
 ABI: Final = 2
 VERSION: Final = 2
@@ -60,6 +63,11 @@ class Engine:
     def cpuid(self, number: int) -> None:
         """An empty table."""
         self.channel.send(struct.pack("<IIII", CPUID, number, 0, 0) + bytes(LEAVES * 32))
+
+    def mappings(self, number: int, first: int, total: int, entries: int) -> None:
+        """A part of a list, all zero."""
+        head = struct.pack("<IIIIII", MAPPINGS, number, first, total, entries, 0)
+        self.channel.send(head + bytes(ENTRIES * 48))
 
     def request(self) -> tuple[int, int]:
         """Type and number of the next one; ends the process with the channel."""
@@ -216,6 +224,33 @@ def refuses_to_run(engine: Engine) -> None:
             engine.exit()
 
     engine.serve(answer)
+
+
+def lists(engine: Engine, total: int, entries: int, pause: float) -> None:
+    """Lists so many mappings in such parts, each after so long."""
+    engine.hello()
+    listed = count(0, entries)
+
+    def answer(_: int, number: int) -> None:
+        select.select([], [], [], pause)
+        engine.mappings(number, next(listed) % total, total, entries)
+
+    engine.serve(answer)
+
+
+def lists_without_end(engine: Engine) -> None:
+    """More than core ever gave it."""
+    lists(engine, 1 << 18, ENTRIES, 0)
+
+
+def lists_in_crumbs(engine: Engine) -> None:
+    """One by one."""
+    lists(engine, ENTRIES, 1, 0)
+
+
+def lists_slowly(engine: Engine) -> None:
+    """Each part within the time for an answer."""
+    lists(engine, 2 * ENTRIES, ENTRIES, 0.15)
 
 
 def unknown_status(engine: Engine) -> None:

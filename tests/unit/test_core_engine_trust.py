@@ -17,6 +17,7 @@ from core_service.engine.process import EngineProcess
 from core_service.refusal import Refusal
 from core_service.rpc import vcpu_calls
 from core_service.settings import Settings
+from core_service.verify.verification import Verification
 from dataspace.address_map import AddressMap
 from tests.unit.core_in_process import PAGE, InProcess, behaviours, in_process, open_fds, until
 
@@ -40,6 +41,9 @@ NAMES = (
     "too_much_data",
     "cpuid_for_state",
     "refuses_to_run",
+    "lists_without_end",
+    "lists_in_crumbs",
+    "lists_slowly",
 )
 
 
@@ -248,3 +252,23 @@ async def test_a_refused_run_is_no_licence_to_exit(world: InProcess) -> None:
     await until(lambda: not world.core.sessions)
     assert session.engine.died
     assert "which does not run" in session.engine.died
+
+
+@pytest.mark.parametrize(
+    ("engine", "why"),
+    [
+        ("lists_without_end", "it listed 262144 mappings, of 256 that it can have"),
+        ("lists_in_crumbs", "it listed 1 of 120 mappings from 0 on"),
+        ("lists_slowly", "it did not list its mappings within 0.2 s"),
+    ],
+)
+async def test_lists_that_would_hold_up_verification(
+    world: InProcess, monkeypatch: pytest.MonkeyPatch, engine: str, why: str
+) -> None:
+    monkeypatch.setattr(engine_process, "ANSWER_LIMIT", 0.2)
+    session = await world.session(world.client(), engine)
+    async with asyncio.timeout(5):
+        verified = await Verification(world.core).run(whole_chain=False)
+    assert verified.mappings == 0
+    await until(lambda: not world.core.sessions)
+    assert session.engine.died == why
