@@ -1,0 +1,1 @@
+"""Who is who: real processes of real users, against a real core."""
