@@ -28,8 +28,8 @@ Reclaim = Callable[[Client, str], None]
 
 
 class Clients:
-    """One `Client` for each process, however many connections it has. A process in another PID
-    namespace cannot be told from others of its user, so there each connection is a client."""
+    """One `Client` for each process, however many connections it has. Before Linux 6.9 a process in
+    another PID namespace cannot be told from others of its user: each connection is a client."""
 
     def __init__(  # noqa: PLR0913, PLR0917 - what core has, and what it wants to know
         self,
@@ -88,7 +88,7 @@ class Clients:
     def connected(self, peer: str, identity: Identity, pidfd: int | None) -> Client:
         """A connection arrived, which policy lets in, and gRPC will show as `peer`. Takes ownership of
         the pidfd."""
-        client = self._by_identity.get(identity) if identity.pid else None
+        client = self._by_identity.get(identity) if identity.known else None
         if client is None or client.reclaimed:
             client = self._admit(identity, pidfd)
         elif pidfd is not None:
@@ -146,7 +146,7 @@ class Clients:
         self._kept.client(client, pidfd)
         client.rom_paths = limits.rom_paths
         client.sight = self._policy.sight(identity)
-        if identity.pid:
+        if identity.known:
             self._by_identity[identity] = client
         else:
             self._anonymous.add(client)

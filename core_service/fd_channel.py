@@ -29,6 +29,7 @@ from dataspace.errors import DataspaceError
 if TYPE_CHECKING:
     from core_service.client import Client
     from core_service.clients import Clients
+    from core_service.identity import Identity
     from core_service.tickets import Tickets
 
 log = structlog.get_logger()
@@ -90,7 +91,7 @@ class FdChannels:
 
     def adopt(self, client: Client, connection: socket.socket) -> None:
         """Go on with a channel of an earlier core, which is this client's lease."""
-        channel = FdChannel(self, connection, client.identity.uid, next(self._numbers))
+        channel = FdChannel(self, connection, client.identity, next(self._numbers))
         self._open.add(channel)
         channel.belongs_to(client)
 
@@ -124,24 +125,28 @@ class FdChannels:
             loop.remove_reader(self._listening.fileno())
             self._accepting_again = loop.call_later(ACCEPT_AGAIN, self._start_accepting)
             return
-        uid = peer_identity(connection).uid
-        unidentified = sum(1 for channel in self._open if channel.unidentified(uid))
+        try:
+            identity = peer_identity(connection)
+        except ProcessLookupError:
+            connection.close()
+            return
+        unidentified = sum(1 for channel in self._open if channel.unidentified(identity.uid))
         if unidentified >= UNIDENTIFIED_LIMIT:
             connection.close()
             return
-        self._open.add(FdChannel(self, connection, uid, next(self._numbers)))
+        self._open.add(FdChannel(self, connection, identity, next(self._numbers)))
 
 
 class FdChannel:
     """One channel: first a ticket, then requests. Owns its connection."""
 
     def __init__(
-        self, channels: FdChannels, connection: socket.socket, uid: int, number: int
+        self, channels: FdChannels, connection: socket.socket, identity: Identity, number: int
     ) -> None:
         connection.setblocking(False)
         self.client: Client | None = None
         self.number = number
-        self._uid = uid
+        self._identity = identity
         self._channels = channels
         self._connection = connection
         loop = asyncio.get_running_loop()
@@ -151,7 +156,7 @@ class FdChannel:
 
     def unidentified(self, uid: int) -> bool:
         """Whether it is this user's, and has shown no ticket yet."""
-        return self.client is None and self._uid == uid
+        return self.client is None and self._identity.uid == uid
 
     def close(self) -> None:
         """Close the connection; the lease ends with it. Calling it again does nothing."""
@@ -186,8 +191,7 @@ class FdChannel:
 
     def _identify(self, packet: bytes) -> None:
         client = self._channels.tickets.spend(packet.decode("ascii", "replace"))
-        identity = peer_identity(self._connection)
-        if client is None or not self._channels.clients.same_process(identity, client):
+        if client is None or not self._channels.clients.same_process(self._identity, client):
             self.send("error DENIED the ticket is unknown, spent, too old, or another process's")
             self.close()
             return

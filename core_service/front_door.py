@@ -20,7 +20,7 @@ from typing import Final, cast
 import structlog
 
 from core_service.clients import Clients
-from core_service.identity import Identity, peer_identity, peer_pidfd
+from core_service.identity import Identity, peer
 
 log = structlog.get_logger()
 
@@ -60,22 +60,28 @@ class FrontDoor:
 
     def admit(self, connection: socket.socket) -> Admission | None:
         """Name a new connection, or None when it is not let in."""
-        identity = peer_identity(connection)
-        limits = self._clients.limits_of(identity)
-        if limits is None:
-            log.warning("policy lets no such client in", uid=identity.uid, gid=identity.gid)
-            return None
-        if self._by_user[identity.uid] >= limits.connections:
-            log.warning("too many connections", uid=identity.uid, limit=limits.connections)
-            return None
         try:
-            pidfd = peer_pidfd(connection, identity.pid)
+            identity, pidfd = peer(connection)
         except ProcessLookupError:
+            return None
+        if not self._lets_in(identity):
+            if pidfd is not None:
+                os.close(pidfd)
             return None
         name = f"vmsession-{self._nonce}-{next(self._numbers)}"
         self._clients.connected(f"unix-abstract:{name}", identity, pidfd)
         self._by_user[identity.uid] += 1
         return Admission(self, name, identity)
+
+    def _lets_in(self, identity: Identity) -> bool:
+        limits = self._clients.limits_of(identity)
+        if limits is None:
+            log.warning("policy lets no such client in", uid=identity.uid, gid=identity.gid)
+        elif self._by_user[identity.uid] >= limits.connections:
+            log.warning("too many connections", uid=identity.uid, limit=limits.connections)
+        else:
+            return True
+        return False
 
     async def splice(self, name: str, outside: _Outside) -> _Inside:
         """Connect to the inner socket under `name`."""

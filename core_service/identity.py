@@ -1,9 +1,15 @@
-"""Who is at the other end of a UNIX socket."""
+"""Who is at the other end of a UNIX socket.
+
+A process id alone is nobody: it is another process's once its owner was reaped, and 0 for whoever is in
+another PID namespace. So a process is known by what the kernel never gives again: its number in pidfs
+(Linux 6.9), before that its start time.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 import struct
 from contextlib import suppress
@@ -12,31 +18,64 @@ from pathlib import Path
 from typing import Final
 
 SO_PEERPIDFD: Final = 77  # Linux 6.5, include/uapi/asm-generic/socket.h
+NOBODY: Final = -1  # what no process is known by
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A process as the kernel names it at connect: `pid` is 0 in another PID namespace, `started` its
-    start time in clock ticks since boot, 0 where it cannot be read."""
+    """A process as the kernel names it at connect: `pid` is 0 in another PID namespace, `started` tells
+    it from every other process that ever has this pid; 0 where the kernel tells nothing."""
 
     uid: int
     gid: int
     pid: int
     started: int
 
+    @property
+    def known(self) -> bool:
+        """Whether a second connection can be told to be the same process's."""
+        return bool(self.pid or self.started)
 
-def peer_identity(connection: socket.socket) -> Identity:
-    """The process that connected (SO_PEERCRED, unix(7))."""
+
+def peer(connection: socket.socket) -> tuple[Identity, int | None]:
+    """The process that connected (SO_PEERCRED, unix(7)), and a pidfd of it, owned by the caller; None
+    where there is none to be had.
+
+    Raises ProcessLookupError if it ended already: its pid may be another's by now.
+    """
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid, uid, gid = struct.unpack("3i", raw)
-    return Identity(uid=uid, gid=gid, pid=pid, started=start_time(pid))
+    pidfd = _peer_pidfd(connection, pid)
+    identity = Identity(uid, gid, pid, _distinction(pid, pidfd))
+    if pidfd is not None and _ended(pidfd):
+        os.close(pidfd)
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+    return identity, pidfd
 
 
-def peer_pidfd(connection: socket.socket, pid: int) -> int | None:
-    """A pidfd of the process that connected, owned by the caller; None where there is none to be had.
+def peer_identity(connection: socket.socket) -> Identity:
+    """As `peer`, without the pidfd. Raises ProcessLookupError."""
+    identity, pidfd = peer(connection)
+    if pidfd is not None:
+        os.close(pidfd)
+    return identity
 
-    Raises ProcessLookupError if the process is gone already.
-    """
+
+def distinction(pid: int) -> int:
+    """What tells the process that has this pid now from later ones; NOBODY if there is none."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return NOBODY
+    except OSError:
+        return _start_time(pid)
+    try:
+        return _distinction(pid, pidfd)
+    finally:
+        os.close(pidfd)
+
+
+def _peer_pidfd(connection: socket.socket, pid: int) -> int | None:
     try:
         raw = connection.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD, struct.calcsize("i"))
         return int(struct.unpack("i", raw)[0])
@@ -53,7 +92,33 @@ def peer_pidfd(connection: socket.socket, pid: int) -> int | None:
         return None
 
 
-def start_time(pid: int) -> int:
+def _ended(pidfd: int) -> bool:
+    waiting = select.poll()
+    waiting.register(pidfd, select.POLLIN)
+    return bool(waiting.poll(0))
+
+
+def _distinction(pid: int, pidfd: int | None) -> int:
+    return _pidfs_number(pidfd) or _start_time(pid)
+
+
+def _pidfs_number(pidfd: int | None) -> int:
+    """0 without pidfs: then a pidfd is an anonymous inode, which all of them share."""
+    if pidfd is None:
+        return 0
+    found = os.fstat(pidfd)
+    return 0 if found.st_dev == _ANONYMOUS else found.st_ino
+
+
+def _anonymous_device() -> int:
+    with select.epoll() as anonymous:
+        return os.fstat(anonymous.fileno()).st_dev
+
+
+_ANONYMOUS: Final = _anonymous_device()
+
+
+def _start_time(pid: int) -> int:
     """Field 22 of /proc/PID/stat (proc(5)); the name before it may hold spaces and parentheses."""
     with suppress(OSError, ValueError, IndexError):
         stat = Path(f"/proc/{pid}/stat").read_bytes()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from core_service.dataspaces import Dataspace, holder
-from core_service.identity import start_time
+from core_service.identity import distinction
 from core_service.names import age_order
 from core_service.refusal import Refusal, not_found
 from dataspace.errors import InvalidDataspace, NotWritable
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @dataclass(eq=False)
 class Share:
     """An offer of `size` bytes from `offset` of a dataspace to a user, or to one process of his if `pid`
-    is not 0: the one that had this pid when it was made, by its start time where that was to be had.
+    is not 0: the one that had this pid when it was made, by what tells it from later ones (`started`).
     It can be accepted once; `accepted` stays what it became, also when that is gone."""
 
     name: str
@@ -89,7 +89,7 @@ class Shares:
             raise NotWritable(dataspace.name)
         with client.account.charged(caps=1):
             name = self._names.new("shares")
-            started = start_time(pid) if pid else 0
+            started = distinction(pid) if pid else 0
             share = Share(name, dataspace, uid, pid, started, offset, size, writable)
             self._dataspaces.ledger.note(
                 EventKind.SHARED,

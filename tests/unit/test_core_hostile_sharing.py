@@ -18,7 +18,7 @@ from core_service import roms
 from core_service.audit import Query
 from core_service.client import TRANSFERS_AT_ONCE, Client
 from core_service.dataspaces import Dataspace
-from core_service.identity import Identity, start_time
+from core_service.identity import Identity, distinction
 from core_service.refusal import Refusal
 from core_service.rpc.dataspace_servicer import DataspaceServicer
 from core_service.settings import Settings
@@ -151,7 +151,7 @@ async def test_an_offer_is_not_for_a_later_process_with_the_pid(pair: Pair) -> N
     pid = os.getpid()
     shares = pair.world.core.shares
     share = shares.offer(pair.owner, pair.dataspace, 1001, pid, 0, 0, True)
-    started = start_time(pid)
+    started = distinction(pid)
     connected = pair.world.core.clients.connected
     later = connected("later", Identity(1001, 1001, pid, started + 1), None)
     meant = connected("meant", Identity(1001, 1001, pid, started), None)

@@ -78,8 +78,12 @@ async def test_a_share_is_not_shared_again(pair: Pair) -> None:
         pair.world.core.shares.offer(pair.receiver, accepted, 1002, 0, 0, 0, True)
 
 
-async def test_nobody_else_can_accept_see_or_revoke(pair: Pair) -> None:
+async def test_nobody_else_can_accept_see_or_revoke(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shares = pair.world.core.shares
+    started = pair.receiver.identity.started
+    monkeypatch.setattr("core_service.shares.distinction", lambda pid: started)
     share = shares.offer(pair.owner, pair.dataspace, 1001, pair.receiver.identity.pid, 0, 0, True)
     stranger, same_user = pair.world.client(1002), pair.world.client(1001)
     for other in stranger, same_user:

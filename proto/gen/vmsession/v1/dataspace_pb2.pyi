@@ -541,7 +541,7 @@ class ShareDataspaceRequest(_message.Message):
     uid: _builtins.int
     """The user it is offered to."""
     pid: _builtins.int
-    """One process of that user; 0 for any."""
+    """One process of that user: the one that has this id now; 0 for any."""
     offset: _builtins.int
     """Where to start; page-aligned."""
     size: _builtins.int
