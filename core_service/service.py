@@ -76,7 +76,6 @@ class Service:
         self._told_to_stop = asyncio.Event()
         self._one_reading = asyncio.Lock()
         self._reading: set[asyncio.Task[None]] = set()
-        self._idle = 0
         self._keeper: Keeper | None = None
         self._hands_over = False
         self._bound: list[Path] = []
@@ -97,9 +96,7 @@ class Service:
             self._lock = lock(self._settings.lock)
         except BlockingIOError:
             raise SocketInUseError(str(self._settings.socket)) from None
-        before = take_census()
         core = self._core = await self._begin(policy)
-        adopted = take_census().total - before.total
         core.drain.on_over = self.tell_to_stop
         core.life.on_change(self._manager.reached)
         self._adopt_listening(core.adoption.listening())
@@ -123,7 +120,6 @@ class Service:
         self._door = FrontDoor(core.clients, grpc_socket)
         await self._health.begin()
         await self._door.open(public)
-        self._idle = take_census().total - adopted - len(self._channels)
         core.life.reach(Phase.SERVING)
         self._health.on_news = self._manager.health
         log.info("serving", socket=str(self._settings.socket))
@@ -277,10 +273,12 @@ class Service:
         log.info("left everything to the next core")
 
     def extra_fds(self) -> int:
-        """fds held for clients: memory, engines. Those of their leases are not counted."""
+        """fds held for clients: memory, engines. Those of their leases are not counted, nor core's own: the
+        socket where fd channels are opened, and the connection to its keeper."""
         assert self._core
         leases = self._core.clients.watched + len(self._channels or ())
-        return take_census().total - self._idle - leases
+        own = 1 + bool(self._keeper and self._keeper.connected)
+        return take_census().total - own - leases
 
 
 def lock(path: Path) -> int:

@@ -90,6 +90,11 @@ class Keeper:
             self._send(packed({"op": "drop", "key": key}), ())
 
     @property
+    def connected(self) -> bool:
+        """Whether there is one."""
+        return self._connection is not None
+
+    @property
     def keys(self) -> frozenset[str]:
         """What is kept."""
         return frozenset(self._put)

@@ -115,5 +115,6 @@ def test_a_guest_goes_on_while_core_is_replaced(
             seen = books(again)
         assert seen["sessions"] == before["sessions"]
         assert seen["records"] == before["records"]
+        assert seen["totals"] == before["totals"]
         kept.must_agree()
         session.close()

@@ -1,0 +1,148 @@
+"""Core is killed before any of its deeds while it does what a client asked; the next one goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from tests.faults.books import books
+from tests.faults.bystander import Bystander
+from tests.faults.operations import Actor, Operation
+from tests.faults.shim import Shim
+from tests.integration.running_core import RunningCore
+from tests.integration.waiting import eventually
+from vmm_client import Connection, connect
+
+KEEP: Final = "30"
+ANSWER_SECONDS: Final = 25.0
+SETTLE_SECONDS: Final = 10.0
+TROUBLE: Final = ("defect", "reclaiming failed", "Traceback", "never retrieved", "cannot adopt")
+
+
+class Act(threading.Thread):
+    """A client's call, on a thread of its own."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        super().__init__(daemon=True)
+        self._call = call
+        self.error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._call()
+        except BaseException as error:  # noqa: BLE001 - told by who waits
+            self.error = error
+
+    def over(self, seconds: float = 0) -> bool:
+        self.join(seconds)
+        return not self.is_alive()
+
+    def must_succeed(self, told: Callable[[], str]) -> None:
+        assert self.over(ANSWER_SECONDS), f"not answered\n{told()}"
+        if self.error:
+            raise AssertionError(f"{self.error!r}\n{told()}") from self.error
+
+
+class Repeats:
+    """Remembers the last call of a connection, and its answer."""
+
+    def __init__(self, core: Connection) -> None:
+        self._call = core.rpc.call
+        self._last: tuple[Any, Any, Any] | None = None
+        core.rpc.call = self._remembered  # type: ignore[method-assign,assignment]
+
+    def _remembered(self, method: Any, request: Any, *rest: Any) -> Any:
+        answer = self._call(method, request, *rest)
+        if getattr(request, "request_id", ""):
+            self._last = method, request, answer
+        return answer
+
+    def forget(self) -> None:
+        self._last = None
+
+    def must_give_the_same(self) -> None:
+        """The same request again has the same answer."""
+        if self._last:
+            method, request, answer = self._last
+            assert self._call(method, request) == answer
+
+
+class Stage:
+    """A core with its keeper and shim, an actor and a bystander."""
+
+    def __init__(self, shim: Shim, directory: Path) -> None:
+        rom = directory / "roms" / "bios"
+        rom.parent.mkdir()
+        rom.write_bytes(b"rom")
+        policy = directory / "policy.toml"
+        policy.write_text(f'[[allow]]\nrom_paths = ["{rom.parent}"]\n')
+        self.shim = shim
+        self.core: RunningCore = shim.core("--keep", KEEP, "--policy", str(policy))
+        self.bystander = Bystander(self.core.socket)
+        self.client = connect(str(self.core.socket))
+        self.repeats = Repeats(self.client)
+        self.actor = Actor(self.client, self.bystander, rom)
+        self.base = books(self.client)
+
+    def close(self) -> None:
+        with self.bystander:
+            self.client.close()
+        self.core.stop()
+        self.core.close()
+
+    # -- one operation
+
+    def rehearse(self, operation: Operation, role: str) -> tuple[int, dict[str, object]]:
+        """Without a fault: how many deeds there are, and what is there in the end."""
+        prepared = operation.prepare(self.actor)
+        self.shim.arm(role, 0)
+        operation.act(self.actor, prepared)
+        deeds = self.shim.disarm(role)
+        after = books(self.client)
+        self.clean()
+        return deeds, after
+
+    def kill_core_at(self, operation: Operation, deed: int, expected: dict[str, object]) -> None:
+        """Before that deed, or after the answer if there are fewer this time."""
+        prepared = operation.prepare(self.actor)
+        self.repeats.forget()
+        self.shim.arm("core", deed)
+        act = Act(lambda: operation.act(self.actor, prepared))
+        eventually(
+            lambda: act.over() or self.core.process.poll() is not None, limit=ANSWER_SECONDS
+        )
+        self.shim.disarm("core")
+        self.core.restart(signal.SIGKILL)
+        told = f"{operation}, core killed before deed {deed}"
+        act.must_succeed(lambda: f"{told}\n{self.core.log()}")
+        self.repeats.must_give_the_same()
+        self._must_be(expected, told)
+        self.clean()
+        self._must_be(self.base, f"{told}: left")
+
+    def clean(self) -> None:
+        self.actor.clean()
+        self._must_be(self.base, "left")
+
+    def _must_be(self, expected: dict[str, object], told: str) -> None:
+        def different() -> str:
+            found = books(self.client)
+            wrong = [f"{key}: {found[key]}\nnot {value}" for key, value in expected.items() if found[key] != value]
+            return "\n".join(wrong)
+
+        eventually(
+            lambda: not different(),
+            lambda: f"{told}:\n{different()}\n{self.core.log()}",
+            SETTLE_SECONDS,
+        )
+        self.bystander.must_go_on()
+        found = self.client.verify().discrepancies
+        assert not found, f"{told}: {found}\n{self.core.log()}"
+        log = self.core.log()
+        for trouble in TROUBLE:
+            assert trouble not in log, f"{told}\n{log}"
