@@ -39,9 +39,11 @@ class Keeper:
     def serve(self) -> None:
         """Serve one core after the other until the end."""
         while not self._ended and (core := self._next_core()):
-            with core, suppress(WireError, OSError):  # a core that talks nonsense is gone
-                self._hand_back(core)
-                self._take_from(core)
+            with core:
+                with suppress(OSError):  # it ended already; what it sent is there to be read
+                    self._hand_back(core)
+                with suppress(WireError, OSError):  # a core that talks nonsense is gone
+                    self._take_from(core)
         with suppress(FileNotFoundError):
             self._path.unlink()
 
