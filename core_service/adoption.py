@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 from google.protobuf import descriptor_pool, message_factory
 
+from core_service.allotment import Allotment
 from core_service.audit.fold import MEMORY
 from core_service.dataspaces import Dataspace, holder
 from core_service.engine.process import EngineProcess
@@ -156,6 +157,7 @@ class Adoption:
         core, client = self._core, self._clients[value["client"]]
         engine, pid, greeting = value["engine"]
         channel, pidfd = fds
+        allotment = Allotment.resumed(value.get("allotment"))
         process = EngineProcess(
             engine,
             pid,
@@ -163,6 +165,7 @@ class Adoption:
             socket.socket(fileno=channel),
             core.settings.engine_stop_limit,
             greeting,
+            core.cgroups.adopt(name, allotment),
         )
         core.engines.own(process)
         ram, caps = value["quota"]
@@ -171,7 +174,9 @@ class Adoption:
             account.upgrade(*value["transferred"])
         client.account.take_over(caps=1)
         core.users.resume_session(client.identity.uid, value["label"])
-        session = Session(name, value["label"], client, account, process, core.dataspaces)
+        session = Session(
+            name, value["label"], client, account, process, core.dataspaces, allotment
+        )
         session.created_ns = value["created_ns"]
         session.vcpu_limit = value["vcpu_limit"]
         core.sessions[name] = client.sessions[name] = session

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from core_service.adoption import Adoption
+from core_service.allotment import allotted
 from core_service.audit import AuditFailure, AuditLog, Query
 from core_service.audit.fold import MEMORY
 from core_service.audit.watch import News
+from core_service.cgroups import Cgroups
 from core_service.clients import Clients
 from core_service.dataspaces import Dataspaces, holder
 from core_service.drain import Drain
@@ -37,7 +39,7 @@ from dataspace.quota import Account, Amount
 from dataspace.record import EventKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Callable, Collection, Coroutine, Mapping
 
     from core_service.client import Client
     from core_service.dataspaces import Dataspace
@@ -60,8 +62,10 @@ class Core:
         audit: AuditLog,
         policy: Policy | None = None,
         kept: Kept | None = None,
+        cgroups: Cgroups | None = None,
     ) -> None:
         self.settings = settings
+        self.cgroups = cgroups or Cgroups()
         self.policy = policy or default_policy(settings)
         self.kept = kept or Kept()
         self.audit = audit
@@ -89,7 +93,7 @@ class Core:
             self._reclaim_soon,
         )
         self.tickets = Tickets(settings.ticket_life)
-        self.engines = Catalog(settings)
+        self.engines = Catalog(settings, self.cgroups)
         self.sessions: dict[str, Session] = {}
         self.life = Life()
         self.drain = Drain(self.life, self.users)
@@ -102,6 +106,8 @@ class Core:
         """
         self.adoption = adoption = Adoption(self, records or {})
         adopted = adoption.take_over()
+        self.cgroups.clear()
+        self.cgroups.must_do_for(self.policy)
         for name, kind in self.audit.alive():
             if (name, kind) not in adopted:
                 detail = {"kind": kind}
@@ -125,6 +131,7 @@ class Core:
         detail = {"kind": "core", "file": str(self.settings.policy), "digest": policy.digest}
         self.ledger.note(EventKind.POLICY, self.names.core, cause="SIGHUP", detail=detail)
         self.policy = policy
+        self.cgroups.must_do_for(policy)
         self.users.limit_to(policy)
         self.clients.limit_to(policy)
 
@@ -163,8 +170,15 @@ class Core:
 
     # -- sessions
 
-    async def create_session(
-        self, client: Client, label: str, engine: str, ram: int, capabilities: int
+    async def create_session(  # noqa: PLR0913, PLR0917 - what a session can be asked for
+        self,
+        client: Client,
+        label: str,
+        engine: str,
+        ram: int,
+        capabilities: int,
+        priority: int | None = None,
+        affinity: Collection[int] = (),
     ) -> Session:
         """Start an engine and make a session of it. Raises Refusal, OutOfRam, OutOfCaps."""
         check_label(label)
@@ -173,16 +187,18 @@ class Core:
         client.must_live()
         quota = _session_quota(client.account, ram, capabilities)
         limits = self._session_limits(client, label, engine)
+        allotment = allotted(limits, priority, affinity)
         self.users.open_session(client.identity.uid, label, limits)
         name = self.names.new("sessions")
         try:
             with client.account.charged(caps=1):
-                process = await self._start_on_record(name, label, client, engine, limits.engines)
+                process = await self.engines.start(engine, limits.engines, name, allotment)
+                await self._put_session_on_record(name, label, client, process)
         except BaseException:
             self.users.close_session(client.identity.uid, label)
             raise
         account = Account(name, quota.ram, quota.caps, client.account)
-        session = Session(name, label, client, account, process, self.dataspaces)
+        session = Session(name, label, client, account, process, self.dataspaces, allotment)
         session.vcpu_limit = limits.vcpus
         self.sessions[name] = client.sessions[name] = session
         process.on_end = lambda why: self.engine_ended(session, why)
@@ -206,15 +222,9 @@ class Core:
             raise Refusal("DENIED", why, why=why)
         return limits
 
-    async def _start_on_record(
-        self,
-        name: str,
-        label: str,
-        client: Client,
-        engine: str,
-        allowed: tuple[str, ...] | None,
-    ) -> EngineProcess:
-        process = await self.engines.start(engine, allowed)
+    async def _put_session_on_record(
+        self, name: str, label: str, client: Client, process: EngineProcess
+    ) -> None:
         who = holder(client)
         try:
             self.ledger.note(
@@ -233,7 +243,6 @@ class Core:
         except BaseException:
             await process.stop()
             raise
-        return process
 
     async def close_session(self, session: Session, cause: str, actor: str = "") -> None:
         """End a session and forget it."""
@@ -375,6 +384,7 @@ class Core:
         self.tickets.close()
         self.dataspaces.close()
         await self.engines.close()
+        await self.cgroups.close()
         self.ledger.note(EventKind.STOPPED, self.names.core, cause="core stops")
         await self._close_log()
 

@@ -107,6 +107,7 @@ class Kept:
             "transferred": [transferred.ram, transferred.caps],
             "created_ns": session.created_ns,
             "vcpu_limit": session.vcpu_limit,
+            "allotment": session.allotment.recorded(),
             "request": request.get(),
         }
         self._put(session.name, value, *session.engine.descriptors)

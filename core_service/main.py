@@ -23,6 +23,7 @@ from core_service.activation import ActivationError, inherited
 from core_service.audit import AuditError, AuditFailure
 from core_service.audit.store import Durability
 from core_service.audit.writer import FILE_EVENTS
+from core_service.cgroups import delegated
 from core_service.check_command import check
 from core_service.drain import DRAIN_LIMIT
 from core_service.drain_command import drain
@@ -87,7 +88,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 async def serve(settings: Settings) -> None:
     """Serve until SIGTERM, SIGINT or the end of a drain."""
-    service = Service(settings, Manager.of(os.environ), inherited(os.environ))
+    service = Service(settings, Manager.of(os.environ), inherited(os.environ), delegated())
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, service.tell_to_hand_over)
     loop.add_signal_handler(signal.SIGINT, service.tell_to_stop)

@@ -24,6 +24,7 @@ from vmsession.v1 import audit_pb2_grpc, core_pb2_grpc, dataspace_pb2_grpc, vm_s
 from core_service import activation
 from core_service.audit import AuditFailure, AuditLog
 from core_service.census import take_census
+from core_service.cgroups import Cgroups
 from core_service.core import Core
 from core_service.fd_channel import FdChannels
 from core_service.front_door import BACKLOG, FrontDoor
@@ -66,11 +67,15 @@ class Service:
         settings: Settings,
         manager: Manager | None = None,
         passed: dict[str, socket.socket] | None = None,
+        given: Path | None = None,
     ) -> None:
-        """`passed` are sockets of the service manager's, by name; what is not there, core makes."""
+        """`passed` are sockets of the service manager's, by name; what is not there, core makes. `given`
+        is the cgroup that is core's to divide."""
         self._settings = settings
         self._manager = manager or Manager()
         self._passed = passed or {}
+        self._given = given
+        self._cgroups = Cgroups()
         self._core: Core | None = None
         self._health: Health | None = None
         self._told_to_stop = asyncio.Event()
@@ -96,6 +101,7 @@ class Service:
             self._lock = lock(self._settings.lock)
         except BlockingIOError:
             raise SocketInUseError(str(self._settings.socket)) from None
+        self._divide_cgroup()
         core = self._core = await self._begin(policy)
         core.drain.on_over = self.tell_to_stop
         core.life.on_change(self._manager.reached)
@@ -133,13 +139,23 @@ class Service:
         )
         try:
             records = self._find_keeper()
-            core = Core(self._settings, audit, policy, Kept(self._keeper))
+            core = Core(self._settings, audit, policy, Kept(self._keeper), self._cgroups)
             await core.begin(records)
         except BaseException:
             with suppress(AuditFailure):  # which is why it does not begin
                 await asyncio.to_thread(audit.close)
             raise
         return core
+
+    def _divide_cgroup(self) -> None:
+        """Before there is any process but core's, as they come into its cgroup."""
+        if self._given is None:
+            log.info("engines have no cgroups: core was given none to divide")
+            return
+        try:
+            self._cgroups.take(self._given)
+        except OSError as error:
+            log.error("engines have no cgroups", why=str(error))  # noqa: TRY400 - no defect
 
     def _find_keeper(self) -> dict[str, Record]:
         """What the keeper of an earlier core has; without `keep` it ends with this one. Nobody is served

@@ -28,6 +28,7 @@ from dataspace.vcpu_page import PAGE_BYTES
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from core_service.allotment import Allotment
     from core_service.client import Client
     from core_service.dataspaces import Dataspace, Dataspaces
     from core_service.engine.process import EngineProcess
@@ -66,12 +67,14 @@ class Session:
         account: Account,
         engine: EngineProcess,
         dataspaces: Dataspaces,
+        allotment: Allotment,
     ) -> None:
         self.name = name
         self.label = label
         self.client = client
         self.account = account
         self.engine = engine
+        self.allotment = allotment
         self.created_ns = time.time_ns()
         self.state = State.OPEN
         self.vcpus: dict[int, Vcpu] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -81,13 +81,25 @@ class Connection(AuditReader):
         """Whether core takes no new sessions any more, and ends soon. Asks core."""
         return self._greet().draining
 
-    def create_session(self, engine: str = "", label: str = "") -> Session:
+    def create_session(
+        self,
+        engine: str = "",
+        label: str = "",
+        *,
+        priority: int | None = None,
+        affinity: Iterable[int] = (),
+    ) -> Session:
         """A new virtual machine; `engine` is a name of `engines()`, empty for the first available.
 
-        `label` is for people, at most 64 printable characters. The caller closes the session.
-        Raises Refused: see CreateSession in vm_session.proto.
+        `label` is for people, at most 64 printable characters. `priority` is that of nice(1), 0 to 19,
+        by default the most urgent that policy allows; `affinity` has the numbers of the CPUs to keep
+        to, by default all that policy allows. The caller closes the session.
+        Raises Refused: see CreateSession in vm_session.proto; ValueError for numbers that are no
+        unsigned 32-bit ones.
         """
-        request = CreateSessionRequest(engine=engine, label=label)
+        request = CreateSessionRequest(
+            engine=engine, label=label, priority=priority, affinity=affinity
+        )
         answer = self.rpc.call(self.vm_sessions.CreateSession, request)
         return self._opened(Session(self, answer.session, answer.capabilities))
 

@@ -10,14 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from core_service.allotment import Allotment
+from core_service.cgroups import Cgroups
 from core_service.engine.process import EngineFailedError, EngineProcess
 from core_service.refusal import Refusal
 
 if TYPE_CHECKING:
+    from core_service.cgroups import Cgroup
     from core_service.engine.protocol import Hello
     from core_service.settings import Settings
 
 EXECUTABLES: Final = Path(__file__).parent / "native" / "bin"
+NOBODY: Final = ""  # whose engine a survey starts
 SURVEY_AGE: Final = 2.0  # seconds that the result of a survey is good for
 
 
@@ -71,8 +75,9 @@ KINDS: Final = (
 class Catalog:
     """Starts engines. Owns no process for longer than the start takes."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, cgroups: Cgroups | None = None) -> None:
         self._settings = settings
+        self._cgroups = cgroups or Cgroups()
         self._running: set[EngineProcess] = set()
         self._surveyed = 0.0
         self._survey: asyncio.Task[list[Found]] | None = None
@@ -104,20 +109,26 @@ class Catalog:
         """Whether engines run that are only looked at."""
         return self._survey is not None and not self._survey.done()
 
-    async def start(self, engine: str, allowed: Collection[str] | None = None) -> EngineProcess:
+    async def start(
+        self,
+        engine: str,
+        allowed: Collection[str] | None,
+        session: str,
+        allotment: Allotment,
+    ) -> EngineProcess:
         """Start an engine for a session; an empty name means the first whole machine of those `allowed`
         that starts.
 
         Raises Refusal ENGINE_UNAVAILABLE, MEMORY_FAILURE.
         """
         if engine:
-            return await self._start(self._kind(engine))
+            return await self._start(self._kind(engine), session, allotment)
         refusals = []
         for kind in KINDS:
             if not kind.whole or (allowed is not None and kind.name not in allowed):
                 continue
             try:
-                return await self._start(kind)
+                return await self._start(kind, session, allotment)
             except Refusal as refusal:
                 refusals.append(str(refusal))
         why = "; ".join(refusals)
@@ -147,33 +158,42 @@ class Catalog:
 
     async def _try(self, kind: Kind) -> Found:
         try:
-            process = await self._start(kind)
+            process = await self._start(kind, NOBODY, Allotment())
         except Refusal as refusal:
             return Found(kind.name, None, str(refusal.numbers.get("why", refusal)))
         await process.stop()
         return Found(kind.name, process.hello, "")
 
-    async def _start(self, kind: Kind) -> EngineProcess:
+    async def _start(self, kind: Kind, session: str, allotment: Allotment) -> EngineProcess:
         if self._closed:
             raise Refusal("SHUTTING_DOWN", "core is stopping; retry with the next one")
         try:
-            process = await self._spawn(kind)
+            process = await self._spawn(kind, session, allotment)
         except Refusal:
             self.on_start(kind.name, False)
             raise
         self.on_start(kind.name, True)
         return process
 
-    async def _spawn(self, kind: Kind) -> EngineProcess:
+    async def _spawn(self, kind: Kind, session: str, allotment: Allotment) -> EngineProcess:
         if not kind.executable.exists():
             raise self._unavailable(
                 kind.name, "it was not built: install vmsession with gcc present"
             )
+        cgroup: Cgroup | None = None
         try:
+            if session != NOBODY:
+                cgroup = await self._cgroups.make(session, allotment)
             process = EngineProcess.spawn(
-                kind.name, kind.executable, kind.environment(), self._settings.engine_stop_limit
+                kind.name,
+                kind.executable,
+                kind.environment() | allotment.environment(),
+                self._settings.engine_stop_limit,
+                cgroup,
             )
         except OSError as error:
+            if cgroup:
+                await cgroup.remove()
             raise Refusal("MEMORY_FAILURE", f"cannot start engine {kind.name}: {error}") from error
         self.own(process)
         try:

@@ -33,13 +33,14 @@ from core_service.engine.protocol import (
     Transport,
     Type,
 )
-from core_service.engine.spawn import open_pidfd, spawn
+from core_service.engine.spawn import open_pidfd, reap, spawn
 from core_service.engine.threads import run_times
 from core_service.engine.trust import check_exit, check_registers
 from core_service.refusal import Refusal
 from dataspace.vcpu_page import EngineHalf
 
 if TYPE_CHECKING:
+    from core_service.cgroups import Cgroup
     from dataspace.attachments import Attachment
     from dataspace.view import View
 
@@ -69,7 +70,7 @@ class EngineFailedError(Exception):
 
 
 class EngineProcess:
-    """Owns the process, its pidfd and the channel. `died` tells why it ended of itself."""
+    """Owns the process, its pidfd, its cgroup and the channel. `died` tells why it ended of itself."""
 
     hello: Hello
 
@@ -81,6 +82,7 @@ class EngineProcess:
         connection: socket.socket,
         stop_limit: float,
         greeting: str = "",
+        cgroup: Cgroup | None = None,
     ) -> None:
         """`greeting` is the hello of an engine that an earlier core started."""
         self.name = name
@@ -95,6 +97,8 @@ class EngineProcess:
         self._stop_limit = stop_limit
         self._stopping = False
         self._last_word = ""
+        self._cgroup = cgroup
+        self._removal: asyncio.Task[None] | None = None
         self._pending = Pending(self._unanswered, late=self.adopted)
         loop = asyncio.get_running_loop()
         self._greeting: asyncio.Future[Hello] = loop.create_future()
@@ -112,18 +116,23 @@ class EngineProcess:
 
     @classmethod
     def spawn(
-        cls, name: str, executable: Path, environment: dict[str, str], stop_limit: float
+        cls,
+        name: str,
+        executable: Path,
+        environment: dict[str, str],
+        stop_limit: float,
+        cgroup: Cgroup | None = None,
     ) -> EngineProcess:
-        """Start an engine. Raises OSError."""
+        """Start an engine. Raises OSError; then the cgroup is the caller's still."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
-                pid = spawn(executable, environment, theirs.fileno())
+                pid = spawn(executable, environment, theirs.fileno(), cgroup)
                 pidfd = open_pidfd(pid)
             except BaseException:
                 ours.close()
                 raise
-        return cls(name, pid, pidfd, ours, stop_limit)
+        return cls(name, pid, pidfd, ours, stop_limit, cgroup=cgroup)
 
     @property
     def running(self) -> bool:
@@ -145,6 +154,8 @@ class EngineProcess:
     async def gone(self) -> None:
         """Wait until the process is gone, which somebody else ends."""
         await asyncio.shield(self._reaped)
+        if self._removal:
+            await asyncio.shield(self._removal)
 
     async def stop(self) -> None:
         """End the process, and wait until it is gone: the channel's end tells it, SIGKILL insists."""
@@ -157,7 +168,7 @@ class EngineProcess:
         except TimeoutError:
             log.warning("engine does not stop", engine=self.name, pid=self.pid)
             self._kill()
-            await self._reaped
+        await self.gone()
 
     # -- requests; each raises Refusal, with ENGINE_DIED if the engine ends before it answers
 
@@ -390,10 +401,12 @@ class EngineProcess:
         asyncio.get_running_loop().remove_reader(self._pidfd)
         if not self._stopping:
             self._channel.drain()  # which may kill: the pidfd names a process until it is reaped
-        how = "it ended" if self.adopted else _describe(os.waitpid(self.pid, 0)[1])
+        how = "it ended" if self.adopted else reap(self.pid)
         os.close(self._pidfd)
         if not self._stopping:
-            self.died = self._last_word or how
+            self.died = (self._cgroup and self._cgroup.out_of_memory()) or self._last_word or how
+        if self._cgroup:
+            self._removal = asyncio.get_running_loop().create_task(self._cgroup.remove())
         self._channel.close()
         self._fail_requests(self.died or "the session ended")
         if not self._greeting.done():
@@ -408,10 +421,3 @@ class EngineProcess:
         self._pending.fail(
             lambda: Refusal("ENGINE_DIED", f"engine {self.name}: {why}", why=why),
         )
-
-
-def _describe(status: int) -> str:
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        return f"killed by signal {number} ({signal.strsignal(number)})"
-    return f"ended with status {os.WEXITSTATUS(status)}"

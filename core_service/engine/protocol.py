@@ -23,6 +23,7 @@ from dataspace.vcpu_page import (
 )
 
 CHANNEL_FD: Final = 3
+CGROUP_FD: Final = 4
 VERSION: Final = 2
 VCPUS: Final = 64
 TEXT_BYTES: Final = 232

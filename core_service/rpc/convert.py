@@ -83,6 +83,8 @@ def session(of: Session) -> vm_session_pb2.Session:
         ram=ram_quota(of.account),
         capabilities=capability_quota(of.account),
         engine_pid=of.engine.pid,
+        priority=of.allotment.priority,
+        affinity=sorted(of.allotment.cpus),
     )
 
 

@@ -58,6 +58,8 @@ class VmSessionServicer(vm_session_pb2_grpc.VmSessionServiceServicer):
                 request.engine,
                 request.ram_quota,
                 request.capability_quota,
+                request.priority if request.HasField("priority") else None,
+                request.affinity,
             )
             return pb.CreateSessionResponse(
                 session=convert.session(session),

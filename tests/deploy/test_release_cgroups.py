@@ -9,21 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.staging import DEPLOY
-
-SCRIPT = DEPLOY / "libexec/release-cgroups"
-# As on a system whose only hierarchy is the second: in a mount namespace of its own.
-ENTER = """
-mount -t cgroup2 cgroup2 /sys/fs/cgroup && echo $$ >/sys/fs/cgroup/$1/.control/cgroup.procs && exec "$2"
-"""
-
-
-def hierarchy() -> Path | None:
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, where, kind, options, *_ = line.split()
-        if kind == "cgroup2" and "rw" in options.split(","):
-            return Path(where)
-    return None
+from tests.cgroup2 import SCRIPT, hierarchy, release
 
 
 @pytest.fixture
@@ -62,14 +48,7 @@ def test_the_next_core_can_start_beside_engines(delegated: Path) -> None:
         (delegated / "engines/one/cgroup.procs").write_text(str(engine.pid))
         with pytest.raises(OSError, match="busy"):
             (delegated / "cgroup.procs").write_text(str(engine.pid))
-        released = subprocess.run(
-            ["unshare", "--mount", "sh", "-c", ENTER, "sh", delegated.name, SCRIPT],
-            capture_output=True,
-            text=True,
-            timeout=50,
-            check=False,
-        )
-        assert (released.returncode, released.stderr) == (0, "")
+        release(delegated)
         (delegated / "cgroup.procs").write_text(str(engine.pid))
     finally:
         engine.kill()

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from core_service.allotment import Allotment
 from core_service.audit.schema import path_of
 from core_service.client import Client
 from core_service.core import Core
@@ -320,7 +321,7 @@ async def test_an_engine_of_nobody(world: InProcess) -> None:
 
 async def test_an_engine_of_no_session(world: InProcess) -> None:
     there = await machine(world, "soft")
-    stray = await there.core.engines.start("soft")
+    stray = await there.core.engines.start("soft", None, "sessions/stray", Allotment())
     assert await there.findings() == [
         Finding("kernel", f"process {stray.pid}", "is an engine of core's, and of no session")
     ]

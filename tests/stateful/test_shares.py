@@ -23,6 +23,7 @@ from hypothesis.stateful import (
     rule,
 )
 
+from core_service.allotment import Allotment
 from core_service.audit import AuditLog
 from core_service.client import Client
 from core_service.core import Core
@@ -158,7 +159,9 @@ class SharesMachine(RuleBasedStateMachine):
         account = Account("session", 0, 256, client.account)
         process = cast("EngineProcess", engine)
         session = self.do(
-            lambda: Session("sessions/x", "", client, account, process, self.core.dataspaces)
+            lambda: Session(
+                "sessions/x", "", client, account, process, self.core.dataspaces, Allotment()
+            )
         )
         session.name = f"sessions/{self.pids}"
         del self.clients[user : user + 1], self.sessions[user : user + 1]

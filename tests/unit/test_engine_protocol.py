@@ -66,6 +66,7 @@ FIELDS = {
 }
 CONSTANTS = {
     "CHANNEL_FD": protocol.CHANNEL_FD,
+    "CGROUP_FD": protocol.CGROUP_FD,
     "CHANNEL_VERSION": protocol.VERSION,
     "CHANNEL_VCPUS": protocol.VCPUS,
     "CHANNEL_TEXT_BYTES": protocol.TEXT_BYTES,

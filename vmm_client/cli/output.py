@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Cell = str | int | float | bool | None
-Row = dict[str, Cell | list[str] | dict[str, Cell]]
+Value = Cell | list[str] | list[int] | dict[str, Cell]
+Row = dict[str, Value]
 
 
 def show(rows: Iterable[Row], columns: Sequence[str], *, as_json: bool, title: str = "") -> None:
@@ -87,10 +88,10 @@ def _show_table(rows: Iterable[Row], columns: Sequence[str], title: str) -> None
     Console().print(table(rows, columns, title))
 
 
-def _text(value: Cell | list[str] | dict[str, Cell]) -> str:
+def _text(value: Value) -> str:
     """A cell on one line: what comes from others must not move the cursor or start a line."""
     if isinstance(value, list):
-        value = ", ".join(value)
+        value = ", ".join(map(str, value))
     elif isinstance(value, bool):
         value = "yes" if value else "no"
     text = "-" if value in (None, "") else str(value)

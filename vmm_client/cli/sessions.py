@@ -47,6 +47,8 @@ def session_row(session: Session) -> Row:
         "gid": session.client.gid,
         "pid": session.client.pid,
         "engine_pid": session.engine_pid,
+        "priority": session.priority,
+        "affinity": list(session.affinity),
         "created": exact_time(session.create_time),
         "age": age(session.create_time),
     }

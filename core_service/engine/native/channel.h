@@ -14,6 +14,7 @@
 #include "vcpu_page.h"
 
 #define CHANNEL_FD 3
+#define CGROUP_FD 4 /* cgroup.procs of the engine's cgroup, where VMSESSION_CGROUP is set */
 #define CHANNEL_VERSION 2u
 #define CHANNEL_VCPUS 64u /* vCPUs of one VM: what one futex_waitv call can watch, with room to spare */
 #define CHANNEL_TEXT_BYTES 232u

@@ -32,6 +32,7 @@
 #define NET 3u              /* TCP: bind, connect */
 
 #define MOST_INSTRUCTIONS 256
+#define DESCRIPTORS 256 /* one or two for each vCPU, and a few */
 #define X32_BIT 0x40000000u
 #define ARGUMENT(n) (offsetof(struct seccomp_data, args) + 8 * (n)) /* its low half, on this architecture */
 #define HIGH_HALF 4
@@ -174,11 +175,14 @@ static void forget_files(void)
 	close(ruleset);
 }
 
+/* Memory of its own and threads are for its cgroup to limit: RLIMIT_NPROC counts all processes of the user. */
 static void limit(void)
 {
-	static const struct rlimit none = {0, 0};
+	static const struct rlimit none = {0, 0}, descriptors = {DESCRIPTORS, DESCRIPTORS};
 	setrlimit(RLIMIT_CORE, &none);
 	setrlimit(RLIMIT_MSGQUEUE, &none);
+	setrlimit(RLIMIT_MEMLOCK, &none);
+	setrlimit(RLIMIT_NOFILE, &descriptors);
 }
 
 enum channel_status confine(const struct needs *needs, struct failure *failure)

@@ -16,11 +16,20 @@
 #include "futex.h"
 #include "kicker.h"
 #include "listing.h"
+#include "place.h"
 #include "signals.h"
 #include "vcpu.h"
 #include "vm.h"
 
 #define UNWIND_LIMIT_SECONDS 5
+
+static void settle(void)
+{
+	struct failure failure = {0};
+	enum channel_status status = place(&failure);
+	if (status != CHANNEL_OK)
+		channel_die(status, &failure);
+}
 
 static void close_the_rest(void)
 {
@@ -74,6 +83,7 @@ int main(int argc, char **argv)
 	}
 	static struct vm_common common = {.hold_lock = PTHREAD_MUTEX_INITIALIZER};
 	static struct vm vm = {.common = &common};
+	settle();
 	close_the_rest();
 	signals_prepare();
 	begin(&vm);

@@ -63,6 +63,8 @@ class Session(_message.Message):
     RAM_FIELD_NUMBER: _builtins.int
     CAPABILITIES_FIELD_NUMBER: _builtins.int
     ENGINE_PID_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    AFFINITY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, as in `sessions/7k2m`; never used again."""
     label: _builtins.str
@@ -77,6 +79,8 @@ class Session(_message.Message):
     """Bytes attached, each attachment in full."""
     engine_pid: _builtins.int
     """Process id of the engine as core sees it."""
+    priority: _builtins.int
+    """The engine's priority, as of nice(1): 0 is the most urgent, 19 the least."""
     @_builtins.property
     def client(self) -> _core_pb2.ClientIdentity:
         """The client that it belongs to."""
@@ -93,6 +97,10 @@ class Session(_message.Message):
     def capabilities(self) -> _core_pb2.Quota:
         """The session's capability quota, a part of the client's."""
 
+    @_builtins.property
+    def affinity(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The CPUs that the engine keeps to, in ascending order; empty for all that core has."""
+
     def __init__(
         self,
         *,
@@ -107,10 +115,12 @@ class Session(_message.Message):
         ram: _core_pb2.Quota | None = ...,
         capabilities: _core_pb2.Quota | None = ...,
         engine_pid: _builtins.int = ...,
+        priority: _builtins.int = ...,
+        affinity: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "client", b"client", "create_time", b"create_time", "ram", b"ram"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached_bytes", b"attached_bytes", "attachments", b"attachments", "capabilities", b"capabilities", "client", b"client", "create_time", b"create_time", "engine", b"engine", "engine_pid", b"engine_pid", "label", b"label", "name", b"name", "ram", b"ram", "vcpus", b"vcpus"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["affinity", b"affinity", "attached_bytes", b"attached_bytes", "attachments", b"attachments", "capabilities", b"capabilities", "client", b"client", "create_time", b"create_time", "engine", b"engine", "engine_pid", b"engine_pid", "label", b"label", "name", b"name", "priority", b"priority", "ram", b"ram", "vcpus", b"vcpus"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -127,6 +137,8 @@ class CreateSessionRequest(_message.Message):
     RAM_QUOTA_FIELD_NUMBER: _builtins.int
     CAPABILITY_QUOTA_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    AFFINITY_FIELD_NUMBER: _builtins.int
     label: _builtins.str
     """For people; at most 64 printable characters."""
     engine: _builtins.str
@@ -137,6 +149,16 @@ class CreateSessionRequest(_message.Message):
     """Capability quota, for vCPUs and attachments; 0 means 256."""
     request_id: _builtins.str
     """Idempotency key, at most 64 characters; empty for none."""
+    priority: _builtins.int
+    """The engine's priority, as of nice(1): 0 is the most urgent, 19 the least. Absent: the most urgent that policy
+    allows.
+    """
+    @_builtins.property
+    def affinity(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Numbers of the CPUs that the engine is to keep to, of which core need not have all; empty for all that policy
+        allows.
+        """
+
     def __init__(
         self,
         *,
@@ -145,12 +167,16 @@ class CreateSessionRequest(_message.Message):
         ram_quota: _builtins.int = ...,
         capability_quota: _builtins.int = ...,
         request_id: _builtins.str = ...,
+        priority: _builtins.int | None = ...,
+        affinity: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "priority", b"priority"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capability_quota", b"capability_quota", "engine", b"engine", "label", b"label", "ram_quota", b"ram_quota", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "affinity", b"affinity", "capability_quota", b"capability_quota", "engine", b"engine", "label", b"label", "priority", b"priority", "ram_quota", b"ram_quota", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
+    _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
 
 Global___CreateSessionRequest: _TypeAlias = CreateSessionRequest  # noqa: Y015
 

@@ -156,9 +156,11 @@ class VmSessionServiceServicer:
     def CreateSession(self, request, context):
         """Creates a session and starts its engine.
 
-        Errors: INVALID_ARGUMENT (label longer than 64 characters or not printable), ENGINE_UNAVAILABLE,
-        OUT_OF_RAM and OUT_OF_CAPS (more quota than the client has; the sessions of the client's user),
-        MEMORY_FAILURE, REQUEST_ID_REUSED.
+        Errors: INVALID_ARGUMENT (label longer than 64 characters or not printable, `priority` beyond 19, `affinity`
+        without any CPU that core may run on, or of more than 4096 numbers), DENIED (policy has no session with this
+        label, not this engine, a priority that is more urgent than it allows, a CPU beyond those that it names, or
+        only such as core may not run on), ENGINE_UNAVAILABLE, OUT_OF_RAM and OUT_OF_CAPS (more quota than the client
+        has; the sessions of the client's user), MEMORY_FAILURE, REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -43,9 +43,11 @@ class VmSessionServiceStub:
     CreateSession: _grpc.UnaryUnaryMultiCallable[_vm_session_pb2.CreateSessionRequest, _vm_session_pb2.CreateSessionResponse]
     """Creates a session and starts its engine.
 
-    Errors: INVALID_ARGUMENT (label longer than 64 characters or not printable), ENGINE_UNAVAILABLE,
-    OUT_OF_RAM and OUT_OF_CAPS (more quota than the client has; the sessions of the client's user),
-    MEMORY_FAILURE, REQUEST_ID_REUSED.
+    Errors: INVALID_ARGUMENT (label longer than 64 characters or not printable, `priority` beyond 19, `affinity`
+    without any CPU that core may run on, or of more than 4096 numbers), DENIED (policy has no session with this
+    label, not this engine, a priority that is more urgent than it allows, a CPU beyond those that it names, or
+    only such as core may not run on), ENGINE_UNAVAILABLE, OUT_OF_RAM and OUT_OF_CAPS (more quota than the client
+    has; the sessions of the client's user), MEMORY_FAILURE, REQUEST_ID_REUSED.
     """
     GetSession: _grpc.UnaryUnaryMultiCallable[_vm_session_pb2.GetSessionRequest, _vm_session_pb2.GetSessionResponse]
     """Tells about one session of the caller. Errors: NOT_FOUND."""
@@ -149,9 +151,11 @@ class VmSessionServiceAsyncStub(VmSessionServiceStub):
     CreateSession: _aio.UnaryUnaryMultiCallable[_vm_session_pb2.CreateSessionRequest, _vm_session_pb2.CreateSessionResponse]  # type: ignore[assignment]
     """Creates a session and starts its engine.
 
-    Errors: INVALID_ARGUMENT (label longer than 64 characters or not printable), ENGINE_UNAVAILABLE,
-    OUT_OF_RAM and OUT_OF_CAPS (more quota than the client has; the sessions of the client's user),
-    MEMORY_FAILURE, REQUEST_ID_REUSED.
+    Errors: INVALID_ARGUMENT (label longer than 64 characters or not printable, `priority` beyond 19, `affinity`
+    without any CPU that core may run on, or of more than 4096 numbers), DENIED (policy has no session with this
+    label, not this engine, a priority that is more urgent than it allows, a CPU beyond those that it names, or
+    only such as core may not run on), ENGINE_UNAVAILABLE, OUT_OF_RAM and OUT_OF_CAPS (more quota than the client
+    has; the sessions of the client's user), MEMORY_FAILURE, REQUEST_ID_REUSED.
     """
     GetSession: _aio.UnaryUnaryMultiCallable[_vm_session_pb2.GetSessionRequest, _vm_session_pb2.GetSessionResponse]  # type: ignore[assignment]
     """Tells about one session of the caller. Errors: NOT_FOUND."""
@@ -258,9 +262,11 @@ class VmSessionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_vm_session_pb2.CreateSessionResponse, _abc.Awaitable[_vm_session_pb2.CreateSessionResponse]]:
         """Creates a session and starts its engine.
 
-        Errors: INVALID_ARGUMENT (label longer than 64 characters or not printable), ENGINE_UNAVAILABLE,
-        OUT_OF_RAM and OUT_OF_CAPS (more quota than the client has; the sessions of the client's user),
-        MEMORY_FAILURE, REQUEST_ID_REUSED.
+        Errors: INVALID_ARGUMENT (label longer than 64 characters or not printable, `priority` beyond 19, `affinity`
+        without any CPU that core may run on, or of more than 4096 numbers), DENIED (policy has no session with this
+        label, not this engine, a priority that is more urgent than it allows, a CPU beyond those that it names, or
+        only such as core may not run on), ENGINE_UNAVAILABLE, OUT_OF_RAM and OUT_OF_CAPS (more quota than the client
+        has; the sessions of the client's user), MEMORY_FAILURE, REQUEST_ID_REUSED.
         """
 
     @_abc_1.abstractmethod
