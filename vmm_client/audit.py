@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from datetime import datetime
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -18,6 +18,13 @@ PAGE_ENTRIES = 1000
 VERIFY_SECONDS = 600.0  # a long log is hashed again
 
 T = TypeVar("T")
+
+
+class History(NamedTuple):
+    """The life of an object, event by event; `compacted` tells that retention removed its beginning."""
+
+    events: list[pb.Event]
+    compacted: bool
 
 
 class AuditReader:
@@ -91,13 +98,13 @@ class AuditReader:
                 return
             request.after_revision = page.next_after_revision
 
-    def history(self, name: str) -> list[pb.Event]:
+    def history(self, name: str) -> History:
         """All events of a dataspace, session, vCPU or client, also after its end."""
         answer = self.rpc.call(self._audit.GetHistory, pb.GetHistoryRequest(name=name))
         events = list(answer.events)
         if answer.truncated:
             events.extend(self.events(events[-1].revision, subject=name))
-        return events
+        return History(events, answer.compacted)
 
     def totals(self, group_by: str = "") -> pb.GetTotalsResponse:
         """What lives, what ever lived, and for core's own user what core holds; with `groups` by

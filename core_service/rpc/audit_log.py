@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from core_service.audit import AuditError, AuditFailure, Query, Recorded
-from core_service.audit.query import EventFilter
+from core_service.audit.query import EventFilter, RecordFilter
 from core_service.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -56,6 +56,14 @@ class AuditQueries:
         if after:
             await self.must_have(after)
         return found
+
+    async def began_earlier(self, name: str, uids: Collection[int] | None) -> bool:
+        """Whether retention removed the first event of an object of these users, of which there is still
+        a record. Raises Refusal AUDIT_FAILURE."""
+        only = RecordFilter(kinds=(), uids=uids, name=name)
+        lives = await self.now(self.query.records, 0, 2, only)  # a vCPU, and its page
+        oldest = await self.now(self.query.oldest_revision)
+        return any(life.revision < oldest for life in lives)
 
     async def must_have(self, after: int) -> None:
         """Raises Refusal COMPACTED where retention removed what follows an event."""

@@ -132,13 +132,17 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
             raise invalid("limit", request.limit, f"at most {LIMIT}")
         limit = request.limit or LIMIT
         log = AuditQueries(self._core, client)
+        if not request.name:
+            raise not_found(request.name)
         only = EventFilter(subject=request.name, uids=uids_seen(client, None))
-        found = await log.latest(log.query.events, 0, limit + 1, only) if request.name else []
-        if not found:
+        found = await log.latest(log.query.events, 0, limit + 1, only)
+        compacted = await log.began_earlier(request.name, only.uids)
+        if not found and not compacted:
             raise not_found(request.name)
         return pb.GetHistoryResponse(
             events=[convert.event(*recorded) for recorded in found[:limit]],
             truncated=len(found) > limit,
+            compacted=compacted,
         )
 
     async def GetTotals(

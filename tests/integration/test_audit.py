@@ -364,6 +364,14 @@ def test_what_retention_removed_is_told(serve: Serve) -> None:
         assert oldest > 2
     assert events(stubs)[0].revision == oldest
     assert stubs.totals().created == 11
+    history = stubs.audit.GetHistory(audit_pb2.GetHistoryRequest(name=kept))
+    assert (list(history.events), history.compacted) == ([], True)
+    free(stubs, kept)
+    history = stubs.audit.GetHistory(audit_pb2.GetHistoryRequest(name=kept))
+    assert ([event.kind for event in history.events], history.compacted) == (["freed"], True)
+    kept = create(stubs)
+    history = stubs.audit.GetHistory(audit_pb2.GetHistoryRequest(name=kept))
+    assert ([event.kind for event in history.events], history.compacted) == (["created"], False)
     watching = watch(stubs)
     assert [record.name for record in next(watching).snapshot.records] == [kept]
     cancel(watching)

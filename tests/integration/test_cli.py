@@ -221,10 +221,13 @@ def test_lists_read_every_page(vmm: Vmm, connection: Connection) -> None:
 def test_the_log_begins_with_what_retention_left(tmp_path: Path, capfd: Capture) -> None:
     options = ("--audit-file-events", "5", "--audit-keep-files", "2")
     with closing(RunningCore(*options)) as core:
-        with connect(str(core.socket)) as connection:
+        vmm = Vmm(core, capfd, tmp_path)
+        with connect(str(core.socket)) as connection, connection.create_ram(4096) as kept:
             for _ in range(10):
                 connection.create_ram(4096).close()
-        vmm = Vmm(core, capfd, tmp_path)
+            status, out, err = vmm("audit", "history", kept.name)
+        assert (status, out) == (0, "\t".join(COLUMNS) + "\n")
+        assert err == f"vmm: the beginning of {kept.name} was removed by retention\n"
         revisions = [event["revision"] for event in json.loads(vmm("audit", "log", "--json")[1])]
         assert revisions == [*range(revisions[0], revisions[0] + len(revisions))]
         assert revisions[0] > 10
@@ -236,7 +239,7 @@ def test_the_log_begins_with_what_retention_left(tmp_path: Path, capfd: Capture)
 
 def test_a_watch_tells_what_was_and_goes_on(core: RunningCore, connection: Connection) -> None:
     with connection.create_ram(0x10000) as ram:
-        created = connection.history(ram.name)[0].revision
+        created = connection.history(ram.name).events[0].revision
     vmm = Path(sys.executable).parent / "vmm"
     options = ["--json", "--count", "4", "--after", str(created - 1), "--socket", str(core.socket)]
     command = [str(vmm), "audit", "watch", *options]

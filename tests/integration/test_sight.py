@@ -101,7 +101,7 @@ become_other_user(int(sys.argv[2]))
 other, name = int(sys.argv[3]), sys.argv[4]
 def history(core):
     try:
-        return len(core.history(name))
+        return len(core.history(name).events)
     except Refused as refused:
         return refused.reason
 with connect(sys.argv[1]) as core:

@@ -13,6 +13,7 @@ import pytest
 
 from core_service.audit import AuditFailure, AuditLog, Query, Recorded
 from core_service.audit.query import EventFilter
+from core_service.audit.watch import News
 from core_service.core import Core
 from core_service.dataspaces import Dataspace
 from core_service.refusal import Refusal
@@ -113,6 +114,29 @@ async def test_a_snapshot_with_much_to_tell_of_each_comes_in_small_parts(
         parts = [(await anext(messages)).snapshot for _ in made]
     assert [[record.name for record in part.records] for part in parts] == [[name] for name in made]
     assert [part.more for part in parts] == [True, True, False]
+
+
+async def test_a_watcher_that_falls_behind_is_told_and_goes_on_from_a_snapshot(
+    world: InProcess,
+) -> None:
+    core, client = world.core, world.client()
+    core.news = News(core.audit, kept=4)
+    async with aclosing(Watcher(core, client, 0).messages()) as messages:
+        began = (await anext(messages)).snapshot.revision
+        made = [world.dataspace(client).name for _ in range(2)]
+        await core.everything_recorded()
+        assert (await anext(messages)).event.subject == made[0]
+        made += [world.dataspace(client).name for _ in range(6)]
+        await core.everything_recorded()
+        assert (await anext(messages)).event.subject == made[1]  # it had that already
+        lagged = (await anext(messages)).lagged
+        assert (lagged.first, lagged.last) == (began + 3, core.ledger.revision)
+        snapshot = (await anext(messages)).snapshot
+        assert snapshot.revision == lagged.last
+        assert [record.name for record in snapshot.records] == made
+        made.append(world.dataspace(client).name)
+        event = (await anext(messages)).event
+        assert (event.revision, event.subject) == (lagged.last + 1, made[-1])
 
 
 async def test_events_that_retention_takes_from_under_a_query_are_missed_by_nobody(

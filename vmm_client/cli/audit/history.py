@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -29,4 +30,7 @@ def history(
         Core's socket; by default the one of $VMSESSION_SOCKET, yours, or the system's.
     """
     with connect(socket) as core:
-        show_as_it_comes(map(event_row, core.history(name)), COLUMNS, as_json=json)
+        found = core.history(name)
+    if found.compacted:
+        print(f"vmm: the beginning of {name} was removed by retention", file=sys.stderr)
+    show_as_it_comes(map(event_row, found.events), COLUMNS, as_json=json)

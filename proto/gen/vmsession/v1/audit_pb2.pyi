@@ -471,8 +471,11 @@ class GetHistoryResponse(_message.Message):
 
     EVENTS_FIELD_NUMBER: _builtins.int
     TRUNCATED_FIELD_NUMBER: _builtins.int
+    COMPACTED_FIELD_NUMBER: _builtins.int
     truncated: _builtins.bool
     """True when there are more."""
+    compacted: _builtins.bool
+    """True when it began before the oldest event that retention left: earlier ones are gone, maybe all."""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]:
         """Its events."""
@@ -482,10 +485,11 @@ class GetHistoryResponse(_message.Message):
         *,
         events: _abc.Iterable[Global___Event] | None = ...,
         truncated: _builtins.bool = ...,
+        compacted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "truncated", b"truncated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compacted", b"compacted", "events", b"events", "truncated", b"truncated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
