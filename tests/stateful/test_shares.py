@@ -7,9 +7,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -34,12 +32,10 @@ from core_service.refusal import Refusal
 from core_service.session import Session
 from core_service.settings import Settings
 from core_service.shares import Share
-from dataspace.attachments import Attachment
 from dataspace.errors import DataspaceError
 from dataspace.quota import Account, Amount
-from dataspace.view import View
+from tests.stateful.shares_books import PAGE, Book, GuestMemory, Offer, Root
 
-PAGE = 4096
 USERS = (1000, 1001, 1002)
 
 users = st.integers(0, len(USERS) - 1)
@@ -47,71 +43,6 @@ picks = st.integers(0, 11)
 few_pages = st.integers(0, 3)
 offsets = st.sampled_from([0, 0, 0, 1, 2])
 sizes = st.sampled_from([0, 0, 0, 1, 2, 3])
-
-
-class GuestMemory:
-    """What an engine has mapped: of each guest page the memory, its page, and whether it is writable."""
-
-    def __init__(self) -> None:
-        self.name, self.pid, self.died = "books", 0, None
-        self.hello = SimpleNamespace(physical_bits=40)
-        self.pages: dict[int, tuple[int, int, bool]] = {}
-
-    async def map(self, memory: View, attachment: Attachment) -> None:
-        first = (memory.offset + attachment.offset) // PAGE
-        for n in range(attachment.size // PAGE):
-            here = id(memory.memory), first + n, attachment.writable
-            assert self.pages.setdefault(attachment.gpa // PAGE + n, here) is here
-
-    async def unmap(self, gpa: int, size: int) -> None:
-        for page in range(gpa // PAGE, (gpa + size) // PAGE):
-            self.pages.pop(page, None)
-
-    async def written(self, gpa: int, size: int) -> None:
-        assert all(page in self.pages for page in range(gpa // PAGE, -(-(gpa + size) // PAGE)))
-
-    async def stop(self) -> None:
-        self.pages.clear()
-
-
-@dataclass(eq=False)
-class Root:
-    """One memory: the first byte of each page, its open fds, and how it may be used."""
-
-    identity: int
-    content: list[int]
-    fds: list[int] = field(default_factory=list)
-    sealed: bool = False
-    sealable: bool = True
-
-
-@dataclass(eq=False)
-class Book:
-    """One dataspace: pages from `first` of a root."""
-
-    real: Dataspace
-    user: int
-    root: Root
-    first: int
-    pages: int
-    may_write: bool
-    had_fd: bool = False
-    state: str = "alive"
-    shown: dict[int, tuple[int, bool]] = field(default_factory=dict)
-
-    @property
-    def writable(self) -> bool:
-        return self.may_write and not self.root.sealed
-
-
-@dataclass(eq=False)
-class Offer:
-    """One offer, and what became of it."""
-
-    real: Share
-    owner: Book
-    user: int
-    accepted: Book | None = None
 
 
 class SharesMachine(RuleBasedStateMachine):
@@ -214,22 +145,40 @@ class SharesMachine(RuleBasedStateMachine):
     def share(self, users: list[int], writable: bool, part: int) -> None:
         """A dataspace that the second user has as well, and the third all or a part of."""
         self.create(users[0], 3)
+        for page in range(3):
+            self.write(0, page, page + 1)
         self.offer(0, users[1], 0, 0, True)
         self.accept(0)
         self.offer(0, users[2], part, 0, writable)
         self.accept(len(self.offers) - 1)
 
     @precondition(some_alive)
-    @rule(pick=picks, to=users, offset=offsets, size=sizes, writable=st.booleans())
-    def offer(self, pick: int, to: int, offset: int, size: int, writable: bool) -> None:
+    @rule(
+        pick=picks,
+        to=users,
+        offset=offsets,
+        size=sizes,
+        writable=st.booleans(),
+        to_process=st.booleans(),
+    )
+    def offer(  # noqa: PLR0917 - what an offer is of
+        self,
+        pick: int,
+        to: int,
+        offset: int,
+        size: int,
+        writable: bool,
+        to_process: bool = False,
+    ) -> None:
         book = self.alive(pick)
+        pid = self.clients[to].identity.pid if to_process else 0
 
         async def offering() -> Share:
             return self.core.shares.offer(
                 self.clients[book.user],
                 book.real,
                 USERS[to],
-                0,
+                pid,
                 offset * PAGE,
                 size * PAGE,
                 writable,
@@ -239,10 +188,15 @@ class SharesMachine(RuleBasedStateMachine):
         own = book.real.origin is None
         allowed = own and inside and (book.writable or not writable)
         if share := self.expect(allowed, offering):
-            self.offers.append(Offer(share, book, to))
+            self.offers.append(Offer(share, book, to, pid))
 
     @precondition(lambda self: self.offers)
-    @rule(pick=picks, wrong=st.sampled_from([0, 0, 0, 1]))
+    @rule(pick=picks)
+    def accept_by_a_stranger(self, pick: int) -> None:
+        self.accept(pick, wrong=1)
+
+    @precondition(lambda self: self.offers)
+    @rule(pick=picks)
     def accept(self, pick: int, wrong: int = 0) -> None:
         offer = self.offers[pick % len(self.offers)]
         user = (offer.user + wrong) % len(USERS)
@@ -250,11 +204,33 @@ class SharesMachine(RuleBasedStateMachine):
         async def accepting() -> Dataspace:
             return self.core.shares.accept(self.clients[user], offer.real.name)
 
-        made = self.expect(offer.user == user and offer.accepted is None, accepting)
+        made = self.expect(self.is_for(offer, user) and offer.accepted is None, accepting)
         if made:
             first, pages = offer.real.offset // PAGE, offer.real.size // PAGE
             offer.accepted = Book(made, user, offer.owner.root, first, pages, offer.real.writable)
             self.books.append(offer.accepted)
+
+    def is_for(self, offer: Offer, user: int) -> bool:
+        """Whether it is made to the present process of a user."""
+        return offer.user == user and offer.pid in {0, self.clients[user].identity.pid}
+
+    @precondition(some_alive)
+    @rule(pick=picks, to=users, by_fd=st.booleans(), at=few_pages)
+    def seal_what_a_receiver_can_write(self, pick: int, to: int, by_fd: bool, at: int) -> None:
+        """Nobody may take the memory from one who was given a writable fd, or whose guest may write."""
+        book = self.alive(pick)
+        if book.real.origin is None and book.writable:
+            self.offer(self.alive_index(book), to, 0, 0, True)
+            self.accept_by_a_stranger(len(self.offers) - 1)
+            self.accept(len(self.offers) - 1)
+            taken = self.offers[-1].accepted
+            assert taken
+            if by_fd:
+                self.collect(self.alive_index(taken), False)
+            else:
+                self.attach(self.alive_index(taken), at, False)
+                self.write(self.alive_index(book), 0, at)
+            self.seal(self.alive_index(book))
 
     @precondition(some_alive)
     @rule(pick=picks, to=users, times=st.integers(1, 2))
@@ -280,6 +256,19 @@ class SharesMachine(RuleBasedStateMachine):
         )
         if held is not None:
             assert held == self.withdraw(offer)
+
+    @precondition(lambda self: self.offers)
+    @rule(pick=picks)
+    def revoke_and_free_at_once(self, pick: int) -> None:
+        offer = self.offers[pick % len(self.offers)]
+
+        async def both() -> tuple[bool, bool]:
+            return await asyncio.gather(
+                self.core.shares.revoke(self.clients[offer.owner.user], offer.real.name),
+                self.core.dataspaces.end(offer.owner.real, "freed"),
+            )
+
+        assert self.run(both()) == [self.withdraw(offer), self.end(offer.owner)]
 
     @precondition(some_alive)
     @rule(pick=picks)
@@ -381,8 +370,18 @@ class SharesMachine(RuleBasedStateMachine):
             await self.core.dataspaces.written(book.real, at * PAGE, 1)
             return True
 
+        for engine in self.engines:
+            engine.told.clear()
         if self.expect(book.writable and at < book.pages, writing):
-            book.root.content[book.first + at] = value
+            page = book.first + at
+            book.root.content[page] = value
+            for engine in self.engines:
+                here = {
+                    gpa
+                    for gpa, what in engine.pages.items()
+                    if what[:2] == (book.root.identity, page)
+                }
+                assert engine.told == here
 
     def guest_pages(self, user: int) -> dict[int, tuple[int, int, bool]]:
         return {
@@ -447,8 +446,22 @@ class SharesMachine(RuleBasedStateMachine):
             for book in having:
                 pages = range(book.first, book.first + book.pages)
                 expected = sum(PAGE / on_page[page] for page in pages)
-                _, divided = self.core.measured(book.real.name)
+                committed, divided = self.core.measured(book.real.name)
                 assert divided in {int(expected - 0.001), int(expected + 0.001)}
+                assert committed <= len(pages) * PAGE
+
+    @invariant()
+    def offers_are_seen_by_those_whom_they_concern(self) -> None:
+        for user, client in enumerate(self.clients):
+            seen = {
+                offer.real.name
+                for offer in self.offers
+                if offer.owner.real.client is client or self.is_for(offer, user)
+            }
+            assert {share.name for share in self.core.shares.visible_to(client)} == seen
+        for book in self.books:
+            mine = {offer.real.name for offer in self.offers if offer.owner is book}
+            assert book.real.shares.keys() == mine
 
     def teardown(self) -> None:
         for root in {book.root for book in self.books}:
