@@ -233,9 +233,10 @@ class SharesMachine(RuleBasedStateMachine):
             self.seal(self.alive_index(book))
 
     @precondition(some_alive)
-    @rule(pick=picks, to=users, times=st.integers(1, 2))
-    def pass_through(self, pick: int, to: int, times: int) -> None:
-        """Somebody takes the whole, collects an fd that he keeps, and frees it again."""
+    @rule(pick=picks, to=users, times=st.integers(1, 2), let_go=st.booleans())
+    def pass_through(self, pick: int, to: int, times: int, let_go: bool) -> None:
+        """Somebody takes the whole, collects an fd that he keeps, and frees it again; with `let_go` all
+        fds of the memory were closed in between."""
         book = self.alive(pick)
         for _ in range(times if book.real.origin is None else 0):
             self.offer(self.alive_index(book), to, 0, 0, False)
@@ -244,6 +245,11 @@ class SharesMachine(RuleBasedStateMachine):
             assert taken
             self.collect(self.alive_index(taken), True)
             self.free(self.alive_index(taken))
+            if let_go and times > 1:
+                while book.root.fds:
+                    os.close(book.root.fds.pop())
+                self.who_holds_pays_in_full()
+                self.pass_through(self.alive_index(book), to, 1, let_go)
 
     @precondition(lambda self: self.offers)
     @rule(pick=picks, wrong=st.sampled_from([0, 0, 0, 1]))
