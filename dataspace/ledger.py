@@ -95,19 +95,21 @@ class Ledger:
     ) -> None:
         """Record a new dataspace of `size` bytes, charged to `holder`; a share is one of `origin`.
 
-        Names are never to be reused; the ledger refuses those it has on record. Raises
+        Names are never to be reused; the ledger refuses those it has on record. But the page of a vCPU has
+        the vCPU's name, and what came of an earlier attempt to make that is freed. Raises
         DuplicateDataspace, InvalidDataspace (no name, unknown kind, size), UnknownDataspace (origin).
         """
         if not name or kind not in get_args(DataspaceKind):
             raise InvalidDataspace("no name, or no such kind", name=name, kind=kind)
         check_dataspace_size(size)
-        if name in self._living or name in self._freed:
+        if name in self._living or (name in self._freed and kind != "vcpu_page"):
             raise DuplicateDataspace(name)
         detail: dict[str, int | str | bool] = {"kind": kind, "size": size, "holder": holder}
         if origin:
             self._admitted(origin, EventKind.SHARED)
             detail["origin"] = origin
         event = self._commit(EventKind.CREATED, name, actor, cause, detail, label)
+        self._freed.pop(name, None)
         self._living[name] = Life(
             name, kind, size, holder, event.stamp, event.revision, origin, label
         )

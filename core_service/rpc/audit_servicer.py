@@ -99,10 +99,12 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         return [(life.revision, self._record(life)) for life in lives]
 
     def _record(self, life: Life) -> pb.DataspaceRecord:
-        """What is here is told as it is now."""
+        """What is here is told as it is now, but for an earlier page of a vCPU that has another now."""
         try:
             record = self._core.ledger.record(life.name)
         except UnknownDataspace:
+            return convert.past(life)
+        if record.created != (life.created_monotonic_ns, life.created_wall_ns):
             return convert.past(life)
         return convert.record(record, *self._core.measured(life.name))
 

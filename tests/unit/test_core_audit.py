@@ -4,27 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vmsession.v1 import audit_pb2
 
 from core_service.audit import AuditFailure, AuditLog, Query, Recorded
 from core_service.audit.query import EventFilter
 from core_service.audit.watch import News
+from core_service.client import Client
 from core_service.core import Core
 from core_service.dataspaces import Dataspace
+from core_service.engine.process import EngineProcess
 from core_service.refusal import Refusal
 from core_service.rpc import audit_filters
 from core_service.rpc.audit_log import AuditQueries
+from core_service.rpc.audit_servicer import AuditServicer
 from core_service.rpc.audit_watch import Watcher
 from core_service.service import Service
+from core_service.session import Session
 from core_service.settings import Settings
+from core_service.shares import Share
+from core_service.verify.accounts import check_accounts
+from core_service.verify.ledger import check_ledger
+from core_service.verify.look import Look
 from dataspace.memory import Memory
 from dataspace.record import EventKind
-from tests.unit.core_in_process import InProcess, behaviours, in_process, open_fds
+from tests.unit.core_in_process import PAGE, InProcess, behaviours, in_process, open_fds
 
 Fail = Callable[[], None]
 
@@ -84,6 +95,121 @@ async def test_a_client_is_let_in_though_the_log_fails_at_that_moment(
     monkeypatch.undo()
     world.core.must_record(client)
     assert client.on_record
+
+
+@dataclass
+class Scene:
+    """What there is before something is made; `offered` is not accepted yet."""
+
+    world: InProcess
+    client: Client
+    session: Session
+    memory: Dataspace
+    offered: Share
+    rom: Path
+
+    def costs(self) -> tuple[object, ...]:
+        """What is charged to whom, and what is open."""
+        users = self.world.core.users
+        accounts = [users.root, *users.accounts.values(), self.client.account, self.session.account]
+        charged = [(each.used, each.own, each.transferred) for each in accounts]
+        return charged, users.sessions.total(), self.world.core.engines.processes, open_fds()
+
+
+Make = Callable[[Scene], Coroutine[Any, Any, object]]
+
+
+async def create(there: Scene) -> object:
+    return there.world.dataspace(there.client, 3 * PAGE)
+
+
+async def offer(there: Scene) -> object:
+    return there.world.core.shares.offer(there.client, there.memory, 1000, 0, 0, 0, True)
+
+
+async def accept(there: Scene) -> object:
+    return there.world.core.shares.accept(there.client, there.offered.name)
+
+
+async def upgrade(there: Scene) -> None:
+    there.session.upgrade(1 << 30, 300)
+
+
+MAKES: dict[str, tuple[Make, int]] = {
+    "dataspace": (create, 1),
+    "ROM": (lambda there: there.world.core.roms.create(there.client, str(there.rom)), 1),
+    "session": (lambda there: there.world.session(there.client), 1),
+    "vCPU with a page": (lambda there: there.session.create_vcpu(0, page_transport=True), 2),
+    "vCPU with a stream": (lambda there: there.session.create_vcpu(0, page_transport=False), 1),
+    "attachment": (
+        lambda there: there.session.attach(there.memory, 0, 0, 0, read_only=False),
+        1,
+    ),
+    "offer": (offer, 1),
+    "share": (accept, 1),
+    "upgrade": (upgrade, 1),
+}
+
+
+@pytest.fixture
+async def there(world: InProcess, tmp_path: Path) -> Scene:
+    client = world.client()
+    memory = world.dataspace(client)
+    offered = world.core.shares.offer(client, memory, 1000, 0, 0, 0, True)
+    rom = tmp_path / "rom"
+    rom.write_bytes(b"x")
+    client.rom_paths = (tmp_path,)
+    return Scene(world, client, await world.session(client), memory, offered, rom)
+
+
+@pytest.mark.parametrize(
+    ("what", "at"), [(what, at) for what, (_, events) in MAKES.items() for at in range(events)]
+)
+async def test_what_cannot_be_recorded_costs_nothing(
+    there: Scene, what: str, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of its events fails; and once they can be recorded it is made."""
+    make, _ = MAKES[what]
+    before, left = there.costs(), [at]
+
+    def refuse(_log: AuditLog) -> None:
+        if not left[0]:
+            raise AuditFailure("disk I/O error")
+        left[0] -= 1
+
+    with monkeypatch.context() as failing:
+        failing.setattr(AuditLog, "require", refuse)
+        with pytest.raises(AuditFailure):
+            await make(there)
+    assert there.costs() == before
+    look = Look()
+    check_accounts(there.world.core, look)
+    await check_ledger(there.world.core, look)
+    assert look.findings == set()
+    await make(there)
+    assert there.costs() != before
+
+
+async def test_each_attempt_to_make_a_vcpu_has_its_record(
+    there: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object) -> None:
+        raise Refusal("ENGINE_LIMIT", "no memory for it")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(EngineProcess, "create_vcpu", refuse)
+        with pytest.raises(Refusal):
+            await there.session.create_vcpu(0, page_transport=True)
+    await there.session.create_vcpu(0, page_transport=True)
+    servicer = AuditServicer(there.world.core, lambda: 0)
+    context: Any = SimpleNamespace(peer=lambda: f"peer-{there.client.identity.pid}")
+    request = audit_pb2.ListRecordsRequest(kind=audit_pb2.DATASPACE_KIND_VCPU_PAGE)
+    told = (await servicer.ListRecords(request, context)).records
+    assert {record.name for record in told} == {f"{there.session.name}/vcpus/0"}
+    assert [(record.state, record.cause) for record in told] == [
+        (audit_pb2.DATASPACE_STATE_FREED, "vCPU could not be created"),
+        (audit_pb2.DATASPACE_STATE_ALIVE, ""),
+    ]
 
 
 async def test_a_snapshot_is_made_in_turns_and_is_of_one_revision(world: InProcess) -> None:

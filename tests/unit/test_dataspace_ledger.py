@@ -251,6 +251,20 @@ def test_names_are_not_reused(ledger: Ledger, freed: bool) -> None:
     assert refusal.value.numbers == {"name": NAME}
 
 
+def test_a_vcpu_that_could_not_be_made_can_be_made_later() -> None:
+    ledger, page = Ledger(history=1), f"{VM}/vcpus/0"
+    ledger.create(page, "vcpu_page", PAGE, "uid 1000")
+    with pytest.raises(DuplicateDataspace):
+        ledger.create(page, "vcpu_page", PAGE, "uid 1000")
+    ledger.free(page, "vCPU could not be created")
+    ledger.create(page, "vcpu_page", PAGE, "uid 1000")
+    assert [record.state for record in ledger.all()] == [State.ALIVE]
+    ledger.free(page, "session deleted")
+    (record,) = ledger.all()
+    assert record.cause == "session deleted"
+    assert ledger.totals().created == ledger.totals().freed == 2
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "size"),
     [
