@@ -95,8 +95,8 @@ class Ledger:
     ) -> None:
         """Record a new dataspace of `size` bytes, charged to `holder`; a share is one of `origin`.
 
-        Names are never to be reused; the ledger refuses those it has on record. But the page of a vCPU has
-        the vCPU's name, and what came of an earlier attempt to make that is freed. Raises
+        Names are never to be reused; the ledger refuses those it has on record. But the page of a vCPU
+        has the vCPU's name, and what came of an earlier attempt to make that is freed. Raises
         DuplicateDataspace, InvalidDataspace (no name, unknown kind, size), UnknownDataspace (origin).
         """
         if not name or kind not in get_args(DataspaceKind):

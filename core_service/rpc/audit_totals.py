@@ -15,6 +15,8 @@ from core_service.rpc.sight import sees, sees_all
 from dataspace.errors import InvalidDataspace
 
 if TYPE_CHECKING:
+    from vmsession.v1.core_pb2 import Quota
+
     from core_service.client import Client
     from core_service.core import Core
     from core_service.dataspaces import Dataspace
@@ -65,7 +67,7 @@ def _of_core(core: Core) -> dict[str, Any]:
 
 async def _groups(core: Core, client: Client, group_by: int) -> list[pb.GroupTotal]:
     clients = [each for each in core.clients if sees(client, each.identity.uid)]
-    accounts: dict[str, Account] = {}
+    accounts: dict[str, list[Account]] = {}
     peaks: Mapping[str, int] = {}
     named: Named
     match group_by:
@@ -73,22 +75,23 @@ async def _groups(core: Core, client: Client, group_by: int) -> list[pb.GroupTot
             return []
         case pb.GROUPING_CLIENT:
             named = _client_of
-            accounts = {holder(each): each.account for each in clients}
+            for each in clients:  # those of another PID namespace are told apart by nothing
+                accounts.setdefault(holder(each), []).append(each.account)
         case pb.GROUPING_UID:
             named = _uid_of
             uids = {each.identity.uid for each in clients}
             uids |= {each.uid for each in core.dataspaces.all.values() if sees(client, each.uid)}
-            accounts = {str(uid): core.users.account(uid) for uid in sorted(uids)}
+            accounts = {str(uid): [core.users.account(uid)] for uid in sorted(uids)}
         case pb.GROUPING_SESSION:
             named = _sessions_of
             sessions = core.sessions.values()
-            accounts = {each.name: each.account for each in sessions if sees(client, each.uid)}
+            accounts = {each.name: [each.account] for each in sessions if sees(client, each.uid)}
         case pb.GROUPING_KIND:
             named = _kind_of
             peaks = core.ledger.peaks_by_kind() if sees_all(client) else {}
         case _:
             raise invalid("group_by", group_by, "one of Grouping")
-    groups = {name: _group(name, account) for name, account in accounts.items()}
+    groups = {name: _group(name, of_it) for name, of_it in accounts.items()}
     groups |= {name: pb.GroupTotal(group=name, peak_bytes=peak) for name, peak in peaks.items()}
     await _sum_up(core, client, named, groups)
     return list(groups.values())
@@ -107,7 +110,7 @@ async def _sum_up(
             continue  # freed meanwhile
         held = dataspace.size if core.dataspaces.is_held(dataspace) else 0
         for name in named(dataspace):
-            group = groups.setdefault(name, _group(name, None))
+            group = groups.setdefault(name, pb.GroupTotal(group=name))
             group.live += 1
             group.live_bytes += dataspace.size
             group.committed_bytes += committed
@@ -115,14 +118,18 @@ async def _sum_up(
             group.held_bytes += held
 
 
-def _group(name: str, account: Account | None) -> pb.GroupTotal:
-    if account is None:
-        return pb.GroupTotal(group=name)
-    return pb.GroupTotal(
-        group=name,
-        ram=convert.ram_quota(account),
-        capabilities=convert.capability_quota(account),
-    )
+def _group(name: str, accounts: Iterable[Account]) -> pb.GroupTotal:
+    group = pb.GroupTotal(group=name)
+    for account in accounts:
+        _add(group.ram, convert.ram_quota(account))
+        _add(group.capabilities, convert.capability_quota(account))
+    return group
+
+
+def _add(total: Quota, quota: Quota) -> None:
+    total.used += quota.used
+    total.peak += quota.peak
+    total.limit += quota.limit
 
 
 def _client_of(dataspace: Dataspace) -> Iterable[str]:

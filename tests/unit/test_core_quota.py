@@ -8,10 +8,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from vmsession.v1 import audit_pb2
 
 from core_service import dataspaces
+from core_service.identity import Identity
 from core_service.refusal import Refusal
 from core_service.rpc import interceptor
+from core_service.rpc.audit_totals import totals
 from core_service.settings import Settings
 from dataspace.errors import DataspaceError, InvalidTransition, OutOfCaps, OutOfRam
 from dataspace.vcpu_page import PAGE_BYTES
@@ -119,3 +122,16 @@ async def test_held_memory_is_probed_in_turns(
     for fd in fds:
         os.close(fd)
     await until(lambda: world.core.ledger.totals().held == 0)
+
+
+async def test_clients_that_cannot_be_told_apart_are_summed_up(world: InProcess) -> None:
+    """Those in another PID namespace have no pid here."""
+    core, anonymous = world.core, Identity(1000, 1000, 0, 0)
+    for number in range(2):
+        client = core.clients.connected(f"anonymous-{number}", anonymous, None)
+        world.dataspace(client, PAGE)
+    told = await totals(core, client, audit_pb2.GROUPING_CLIENT, lambda: 0)
+    (group,) = told.groups
+    assert (group.group, group.live, group.live_bytes) == ("1000:1000:0", 2, 2 * PAGE)
+    assert (group.ram.used, group.ram.limit) == (2 * PAGE, 2 * RAM)
+    assert (group.capabilities.used, group.capabilities.peak) == (2, 2)

@@ -533,7 +533,9 @@ class GroupTotal(_message.Message):
     PROPORTIONAL_BYTES_FIELD_NUMBER: _builtins.int
     PEAK_BYTES_FIELD_NUMBER: _builtins.int
     group: _builtins.str
-    """The client as `uid:gid:pid`, the user's number, the session's name, or the kind."""
+    """The client as `uid:gid:pid`, the user's number, the session's name, or the kind. Clients of another PID
+    namespace have pid 0 and are one group for each user and group of his.
+    """
     live: _builtins.int
     """Dataspaces alive or held now."""
     live_bytes: _builtins.int
