@@ -88,14 +88,22 @@ class Clients:
     def connected(self, peer: str, identity: Identity, pidfd: int | None) -> Client:
         """A connection arrived, which policy lets in, and gRPC will show as `peer`. Takes ownership of
         the pidfd."""
-        client = self._by_identity.get(identity) if identity.known else None
-        if client is None or client.reclaimed:
+        client = self._known(identity)
+        if client is None:
             client = self._admit(identity, pidfd)
         elif pidfd is not None:
             os.close(pidfd)
         client.connections += 1
         self._by_peer[peer] = client
         return client
+
+    def _known(self, identity: Identity) -> Client | None:
+        client = self._by_identity.get(identity) if identity.known else None
+        return None if client is None or client.reclaimed else client
+
+    def room_for(self, identity: Identity, most: int) -> bool:
+        """Whether it is a client already, or its user has less than `most`, connected or not."""
+        return self._known(identity) is not None or self._users.clients_of(identity.uid) < most
 
     def disconnected(self, peer: str) -> None:
         """The connection behind `peer` is gone."""

@@ -13,10 +13,11 @@ import os
 import socket
 import struct
 import termios
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from itertools import count
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import structlog
 
@@ -39,6 +40,7 @@ UNIDENTIFIED_LIMIT: Final = 64  # connections of one user that have shown no tic
 CLIENT_LIMIT: Final = 16  # channels of one client
 ACCEPT_AGAIN: Final = 1.0  # seconds after the system had no fd left for a connection
 
+Counted = TypeVar("Counted")
 HandOut = Callable[["Client", str], int]
 MayLeave = Callable[["Client", str], Awaitable[None]]
 
@@ -63,6 +65,9 @@ class FdChannels:
         self._numbers = count(1)
         self._listening: socket.socket | None = None
         self._open: set[FdChannel] = set()
+        self._unidentified: Counter[int] = Counter()
+        self._of_user: Counter[int] = Counter()
+        self._of_client: Counter[Client] = Counter()
         self._accepting_again: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
@@ -87,17 +92,29 @@ class FdChannels:
 
     def identified(self, channel: FdChannel, client: Client, connection: socket.socket) -> None:
         """A channel is a client's lease from now on."""
+        self._count(self._unidentified, channel.identity.uid, -1)
+        self._count(self._of_user, channel.identity.uid, 1)
+        self._count(self._of_client, client, 1)
         self._kept.channel(channel.number, client, connection)
 
     def adopt(self, client: Client, connection: socket.socket) -> None:
         """Go on with a channel of an earlier core, which is this client's lease."""
-        channel = FdChannel(self, connection, client.identity, next(self._numbers))
+        self._admit(connection, client.identity).belongs_to(client)
+
+    def _admit(self, connection: socket.socket, identity: Identity) -> FdChannel:
+        channel = FdChannel(self, connection, identity, next(self._numbers))
         self._open.add(channel)
-        channel.belongs_to(client)
+        self._count(self._unidentified, identity.uid, 1)
+        return channel
 
     def forget(self, channel: FdChannel) -> None:
         """A channel closed."""
         self._open.discard(channel)
+        if channel.client:
+            self._count(self._of_user, channel.identity.uid, -1)
+            self._count(self._of_client, channel.client, -1)
+        else:
+            self._count(self._unidentified, channel.identity.uid, -1)
         self._kept.drop(f"channel:{channel.number}")
 
     def close_of(self, client: Client) -> None:
@@ -105,9 +122,23 @@ class FdChannels:
         for channel in [channel for channel in self._open if channel.client is client]:
             channel.close()
 
-    def full(self, client: Client) -> bool:
-        """Whether a client has as many channels as it may."""
-        return sum(1 for channel in self._open if channel.client is client) >= CLIENT_LIMIT
+    def full(self, client: Client) -> str:
+        """Why a client may have no channel more; empty if it may. Each costs core an fd, and can have
+        one more in flight."""
+        if self._of_client[client] >= CLIENT_LIMIT:
+            return f"a client has at most {CLIENT_LIMIT} channels"
+        limits = self.clients.limits_of(client.identity)
+        most = limits.connections if limits else CLIENT_LIMIT
+        if (used := self._of_user[client.identity.uid]) >= most:
+            return f"your user has {used} channels, of {most} at most"
+        return ""
+
+    @staticmethod
+    def _count(counter: Counter[Counted], what: Counted, more: int) -> None:
+        """Those of which there are none are forgotten."""
+        counter[what] += more
+        if not counter[what]:
+            del counter[what]
 
     def _start_accepting(self) -> None:
         assert self._listening
@@ -130,11 +161,10 @@ class FdChannels:
         except ProcessLookupError:
             connection.close()
             return
-        unidentified = sum(1 for channel in self._open if channel.unidentified(identity.uid))
-        if unidentified >= UNIDENTIFIED_LIMIT:
+        if self._unidentified[identity.uid] >= UNIDENTIFIED_LIMIT:
             connection.close()
             return
-        self._open.add(FdChannel(self, connection, identity, next(self._numbers)))
+        self._admit(connection, identity)
 
 
 class FdChannel:
@@ -146,17 +176,13 @@ class FdChannel:
         connection.setblocking(False)
         self.client: Client | None = None
         self.number = number
-        self._identity = identity
+        self.identity = identity
         self._channels = channels
         self._connection = connection
         loop = asyncio.get_running_loop()
         self._identification = loop.call_later(10, self._unidentified)
         self._sending: asyncio.Task[None] | None = None
         loop.add_reader(connection.fileno(), self._readable)
-
-    def unidentified(self, uid: int) -> bool:
-        """Whether it is this user's, and has shown no ticket yet."""
-        return self.client is None and self._identity.uid == uid
 
     def close(self) -> None:
         """Close the connection; the lease ends with it. Calling it again does nothing."""
@@ -191,12 +217,12 @@ class FdChannel:
 
     def _identify(self, packet: bytes) -> None:
         client = self._channels.tickets.spend(packet.decode("ascii", "replace"))
-        if client is None or not self._channels.clients.same_process(self._identity, client):
+        if client is None or not self._channels.clients.same_process(self.identity, client):
             self.send("error DENIED the ticket is unknown, spent, too old, or another process's")
             self.close()
             return
-        if self._channels.full(client):
-            self.send(f"error OUT_OF_CAPS a client has at most {CLIENT_LIMIT} channels")
+        if why := self._channels.full(client):
+            self.send(f"error OUT_OF_CAPS {why}")
             self.close()
             return
         self.belongs_to(client)
@@ -204,8 +230,8 @@ class FdChannel:
 
     def belongs_to(self, client: Client) -> None:
         """It is this client's lease from now on."""
-        self.client = client
         self._channels.identified(self, client, self._connection)
+        self.client = client
         client.hold()
 
     def _answer(self, packet: bytes) -> None:

@@ -79,6 +79,8 @@ class FrontDoor:
             log.warning("policy lets no such client in", uid=identity.uid, gid=identity.gid)
         elif self._by_user[identity.uid] >= limits.connections:
             log.warning("too many connections", uid=identity.uid, limit=limits.connections)
+        elif not self._clients.room_for(identity, limits.connections):
+            log.warning("too many clients", uid=identity.uid, limit=limits.connections)
         else:
             return True
         return False

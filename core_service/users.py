@@ -52,6 +52,10 @@ class Users:
             self._accounts[uid] = Account(SHARED, limits.ram, limits.caps, self.root)
         return self._accounts[uid]
 
+    def clients_of(self, uid: int) -> int:
+        """How many clients a user has, with those that are being reclaimed."""
+        return self._clients[uid]
+
     def open_client(self, uid: int, limits: ClientLimits) -> Account:
         """An account for a new client of a user."""
         self.account(uid).limit_to(limits.user_ram, limits.user_capabilities)

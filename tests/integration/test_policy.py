@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from vmsession.v1.core_pb2 import GetInfoRequest
 from vmsession.v1.vm_session_pb2 import UpgradeQuotaRequest
 
-from tests.integration.running_core import OTHER_USER, VMCORE, RunningCore
+from tests.integration.running_core import OTHER_USER, ROOT, VMCORE, RunningCore, Stubs
 from tests.integration.test_sight import look
 from tests.integration.victim import Victim
 from tests.integration.waiting import eventually
@@ -189,3 +190,79 @@ def test_check_config_tells_what_a_policy_says(file: Path) -> None:
     bad = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     assert (bad.returncode, bad.stdout) == (1, "")
     assert f"{file}:1: " in bad.stderr
+
+
+LEASEHOLDER = """
+import json, os, socket, sys
+from pathlib import Path
+import grpc
+from vmsession.v1 import core_pb2
+from tests.integration.running_core import Stubs, become_other_user
+become_other_user()
+stubs, channels, said = Stubs(Path(sys.argv[1])), [], []
+for _ in range(int(sys.argv[2])):
+    try:
+        ticket = stubs.core.OpenFdChannel(core_pb2.OpenFdChannelRequest(), timeout=10).ticket
+    except grpc.RpcError as error:
+        said.append(error.code().name)
+        break
+    channels.append(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    channels[-1].connect(os.path.join(os.path.dirname(sys.argv[1]), "fds.sock"))
+    channels[-1].send(ticket.encode())
+    said.append(channels[-1].recv(300).decode())
+stubs.close()
+print(json.dumps(said), flush=True)
+sys.stdin.read()
+"""
+
+
+class Leaseholder:
+    """A client with fd channels and no connection; `said` is what core answered to each."""
+
+    def __init__(self, core: RunningCore, channels: int) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", LEASEHOLDER, core.socket, str(channels)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout
+        self.said: list[str] = json.loads(self.process.stdout.readline())
+
+    def close(self) -> None:
+        """It ends."""
+        self.process.communicate("")
+
+
+FOUR_CONNECTIONS = """
+[[allow]]
+connections = 4
+"""
+
+
+@as_two_users
+def test_fd_channels_of_a_user_are_bounded(governed: Callable[[str], RunningCore]) -> None:
+    core = governed(FOUR_CONNECTIONS)
+    holders = [Leaseholder(core, 3), Leaseholder(core, 3)]
+    answers = [*holders[0].said, *holders[1].said]
+    assert answers[:4] == ["ok"] * 4
+    assert answers[4:] == ["error OUT_OF_CAPS your user has 4 channels, of 4 at most"] * 2
+    for holder in holders:
+        holder.close()
+
+
+@as_two_users
+def test_clients_of_a_user_are_bounded(governed: Callable[[str], RunningCore]) -> None:
+    """Also those that are not connected any more: each is an account and a watched process."""
+    core = governed(FOUR_CONNECTIONS)
+    holders = [Leaseholder(core, 1) for _ in range(5)]
+    assert [holder.said for holder in holders] == [["ok"]] * 4 + [["UNAVAILABLE"]]
+    holders[0].close()
+    operator = Stubs(core.socket)
+    eventually(lambda: operator.totals().clients == 4)
+    operator.close()
+    holders[0] = Leaseholder(core, 1)
+    assert holders[0].said == ["ok"]
+    for holder in holders:
+        holder.close()

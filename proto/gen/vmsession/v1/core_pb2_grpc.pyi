@@ -51,7 +51,8 @@ class CoreServiceStub:
     `dataspaces/41c read-only` or `sessions/7k2m/vcpus/0`, and is answered by `ok` with one fd, or by
     `error REASON text`. A request may begin with a decimal number, as in `7 dataspaces/41c`: then so does
     what follows `ok` or `error` of its answer. Ask again, with another number, when none comes: a core that
-    ended may have read the request. The open channel is the client's lease. A client has at most 16 at once.
+    ended may have read the request. The open channel is the client's lease. A client has at most 16 at once,
+    and its user as many as policy lets him have connections.
 
     Errors: OUT_OF_CAPS (too many tickets open).
     """
@@ -91,7 +92,8 @@ class CoreServiceAsyncStub(CoreServiceStub):
     `dataspaces/41c read-only` or `sessions/7k2m/vcpus/0`, and is answered by `ok` with one fd, or by
     `error REASON text`. A request may begin with a decimal number, as in `7 dataspaces/41c`: then so does
     what follows `ok` or `error` of its answer. Ask again, with another number, when none comes: a core that
-    ended may have read the request. The open channel is the client's lease. A client has at most 16 at once.
+    ended may have read the request. The open channel is the client's lease. A client has at most 16 at once,
+    and its user as many as policy lets him have connections.
 
     Errors: OUT_OF_CAPS (too many tickets open).
     """
@@ -146,7 +148,8 @@ class CoreServiceServicer(metaclass=_abc_1.ABCMeta):
         `dataspaces/41c read-only` or `sessions/7k2m/vcpus/0`, and is answered by `ok` with one fd, or by
         `error REASON text`. A request may begin with a decimal number, as in `7 dataspaces/41c`: then so does
         what follows `ok` or `error` of its answer. Ask again, with another number, when none comes: a core that
-        ended may have read the request. The open channel is the client's lease. A client has at most 16 at once.
+        ended may have read the request. The open channel is the client's lease. A client has at most 16 at once,
+        and its user as many as policy lets him have connections.
 
         Errors: OUT_OF_CAPS (too many tickets open).
         """
