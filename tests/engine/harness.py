@@ -512,3 +512,26 @@ def guest(
             yield vcpu
         finally:
             vcpu.close()
+
+
+def take_over(engine: Engine, index: int) -> None:
+    """Bring a vCPU of any state to a halt by the channel alone."""
+    engine.demand(lambda n: protocol.vcpu_packet(Type.PAUSE, n, index))
+    fresh = VmmHalf(bytearray(HALF_BYTES))
+    fresh.want(ALL_SCALARS, 0)
+
+    def get_state(number: int) -> bytes:
+        return protocol.run_packet(Type.GET_STATE, number, index, 0, bytes(fresh.u8))
+
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        engine.send(get_state(5))
+        answer = engine.answer()
+        if protocol.header(answer)[0] == Type.STATE:
+            return
+        status = protocol.parse_response(answer).status
+        assert status in {Status.NOT_STOPPED, Status.MID_INSTRUCTION}
+        if status == Status.MID_INSTRUCTION:
+            engine.send(protocol.run_packet(Type.RUN, 6, index, 0, bytes(HALF_BYTES)))
+            engine.answer()
+    pytest.fail("the vCPU does not come to a boundary")

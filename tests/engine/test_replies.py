@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable
 from typing import Final
 
 import pytest
 
-from core_service.engine import protocol
 from core_service.engine.protocol import Status, Transport, Type
 from dataspace.vcpu_page import (
-    ALL_SCALARS,
     HALF_BYTES,
     MASK_AT,
     REPLY_INJECTION_AT,
@@ -23,7 +20,7 @@ from dataspace.vcpu_page import (
     Reason,
     VmmHalf,
 )
-from tests.engine.harness import PATIENCE, Engine, Vcpu, guest
+from tests.engine.harness import Engine, guest, take_over
 
 
 def word(at: int, value: int) -> Callable[[VmmHalf], None]:
@@ -155,27 +152,4 @@ def test_garbage_in_every_word_while_it_runs(engine: Engine, seed: int) -> None:
             vcpu.map[VMM_HALF + 0x40 : VMM_HALF + HALF_BYTES] = chance.randbytes(HALF_BYTES - 0x40)
             vcpu.map[VMM_HALF + 8 : VMM_HALF + 12] = chance.randbytes(4)  # kick_seq
         vcpu.map[VMM_HALF : VMM_HALF + HALF_BYTES] = bytes(HALF_BYTES)
-        take_over(engine, vcpu)
-
-
-def take_over(engine: Engine, vcpu: Vcpu) -> None:
-    """Bring a vCPU of any state to a halt by the channel alone."""
-    engine.demand(lambda n: protocol.vcpu_packet(Type.PAUSE, n, vcpu.index))
-    fresh = VmmHalf(bytearray(HALF_BYTES))
-    fresh.want(ALL_SCALARS, 0)
-
-    def get_state(number: int) -> bytes:
-        return protocol.run_packet(Type.GET_STATE, number, vcpu.index, 0, bytes(fresh.u8))
-
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        engine.send(get_state(5))
-        answer = engine.answer()
-        if protocol.header(answer)[0] == Type.STATE:
-            return
-        status = protocol.parse_response(answer).status
-        assert status in {Status.NOT_STOPPED, Status.MID_INSTRUCTION}
-        if status == Status.MID_INSTRUCTION:
-            engine.send(protocol.run_packet(Type.RUN, 6, vcpu.index, 0, bytes(HALF_BYTES)))
-            engine.answer()
-    pytest.fail("the vCPU does not come to a boundary")
+        take_over(engine, vcpu.index)

@@ -3,7 +3,7 @@
     python -m tests.hostile.witness SOCKET
 
 has memory and a session, says so in a line of JSON, asks core something each 50 ms until its input
-ends, and says in another line what it saw.
+ends, and says in another line what it saw. It asks for calls, and for an fd over a channel of its own.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Final
 import grpc
 from vmsession.v1 import core_pb2, dataspace_pb2, vm_session_pb2
 
+from tests.hostile.machine import FdChannel
 from tests.integration.running_core import ROOT, Stubs, become_other_user, cancel
 
 UID: Final = 64003
@@ -82,19 +83,21 @@ def main() -> None:
         vm_session_pb2.CreateSessionRequest(engine="soft", label="witness"), timeout=PATIENCE
     ).session.name
     print(json.dumps([memory, session]), flush=True)
-    print(json.dumps(vars(watch(stubs, memory, session))), flush=True)
+    sight = watch(Path(sys.argv[1]), stubs, memory, session)
+    print(json.dumps(vars(sight)), flush=True)
     cancel(lease)
     stubs.close()
 
 
-def watch(stubs: Stubs, memory: str, session: str) -> Sight:
+def watch(core: Path, stubs: Stubs, memory: str, session: str) -> Sight:
     """Ask, and look at the answers, until the input ends."""
     sight = Sight()
     while not select.select([sys.stdin], [], [], EVERY_SECONDS)[0]:
         began = time.monotonic()
         try:
             ask(stubs, memory, session)
-        except (grpc.RpcError, AssertionError) as error:
+            collect(stubs, core, memory)
+        except (grpc.RpcError, AssertionError, OSError) as error:
             sight.wrong.append(repr(error))
         sight.calls += 1
         sight.worst = max(sight.worst, time.monotonic() - began)
@@ -107,6 +110,19 @@ def ask(stubs: Stubs, memory: str, session: str) -> None:
     answer = stubs.dataspaces.ReadDataspace(read, timeout=PATIENCE).data
     assert answer == CONTENT, answer
     stubs.vm.GetSession(vm_session_pb2.GetSessionRequest(name=session), timeout=PATIENCE)
+
+
+def collect(stubs: Stubs, core: Path, memory: str) -> None:
+    """Its memory is at the end of the fd that it gets."""
+    channel = FdChannel(stubs, core)
+    try:
+        fd = channel.collect(memory)
+        assert fd is not None, "no fd"
+        answer = os.pread(fd, len(CONTENT), 0)
+        os.close(fd)
+        assert answer == CONTENT, answer
+    finally:
+        channel.close()
 
 
 if __name__ == "__main__":
