@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 PACKET_LIMIT: Final = 256
+NUMBER_DIGITS: Final = 20  # so that there is room for an answer behind it
 UNIDENTIFIED_LIMIT: Final = 64  # connections of one user that have shown no ticket yet
 CLIENT_LIMIT: Final = 16  # channels of one client
 ACCEPT_AGAIN: Final = 1.0  # seconds after the system had no fd left for a connection
@@ -284,4 +285,5 @@ class FdChannel:
 def _numbered(packet: str) -> tuple[str, str]:
     """The number of a request, to go before what is answered, and the request without it."""
     number, _, request = packet.partition(" ")
-    return (f"{number} ", request) if number.isdecimal() else ("", packet)
+    is_number = number.isdecimal() and len(number) <= NUMBER_DIGITS
+    return (f"{number} ", request) if is_number else ("", packet)

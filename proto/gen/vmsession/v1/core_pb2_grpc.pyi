@@ -49,8 +49,8 @@ class CoreServiceStub:
     The fd channel is a SOCK_SEQPACKET socket. The first packet is the ticket; the answer is `ok` or
     `error REASON`. After that each packet names what is wanted, as in `dataspaces/41c`,
     `dataspaces/41c read-only` or `sessions/7k2m/vcpus/0`, and is answered by `ok` with one fd, or by
-    `error REASON text`. A request may begin with a decimal number, as in `7 dataspaces/41c`: then so does
-    what follows `ok` or `error` of its answer. Ask again, with another number, when none comes: a core that
+    `error REASON text`. A request may begin with a number, as in `7 dataspaces/41c`, of at most 20 decimal
+    digits: then so does what follows `ok` or `error` of its answer. Ask again, with another number, when none comes: a core that
     ended may have read the request. The open channel is the client's lease. A client has at most 16 at once,
     and its user as many as policy lets him have connections.
 
@@ -90,8 +90,8 @@ class CoreServiceAsyncStub(CoreServiceStub):
     The fd channel is a SOCK_SEQPACKET socket. The first packet is the ticket; the answer is `ok` or
     `error REASON`. After that each packet names what is wanted, as in `dataspaces/41c`,
     `dataspaces/41c read-only` or `sessions/7k2m/vcpus/0`, and is answered by `ok` with one fd, or by
-    `error REASON text`. A request may begin with a decimal number, as in `7 dataspaces/41c`: then so does
-    what follows `ok` or `error` of its answer. Ask again, with another number, when none comes: a core that
+    `error REASON text`. A request may begin with a number, as in `7 dataspaces/41c`, of at most 20 decimal
+    digits: then so does what follows `ok` or `error` of its answer. Ask again, with another number, when none comes: a core that
     ended may have read the request. The open channel is the client's lease. A client has at most 16 at once,
     and its user as many as policy lets him have connections.
 
@@ -146,8 +146,8 @@ class CoreServiceServicer(metaclass=_abc_1.ABCMeta):
         The fd channel is a SOCK_SEQPACKET socket. The first packet is the ticket; the answer is `ok` or
         `error REASON`. After that each packet names what is wanted, as in `dataspaces/41c`,
         `dataspaces/41c read-only` or `sessions/7k2m/vcpus/0`, and is answered by `ok` with one fd, or by
-        `error REASON text`. A request may begin with a decimal number, as in `7 dataspaces/41c`: then so does
-        what follows `ok` or `error` of its answer. Ask again, with another number, when none comes: a core that
+        `error REASON text`. A request may begin with a number, as in `7 dataspaces/41c`, of at most 20 decimal
+        digits: then so does what follows `ok` or `error` of its answer. Ask again, with another number, when none comes: a core that
         ended may have read the request. The open channel is the client's lease. A client has at most 16 at once,
         and its user as many as policy lets him have connections.
 
