@@ -19,7 +19,7 @@ from typing import Final, NoReturn
 from tests.hostile.budget import Budget
 from tests.integration.running_core import OTHER_USER, ROOT, RunningCore
 
-LATE_SECONDS: Final = 30.0
+LATE_SECONDS: Final = 60.0
 TOLD: Final = 50
 WRITING_FAILED: Final = "Internal error from Core"
 """What grpc.aio says of a request that it could not send on."""
