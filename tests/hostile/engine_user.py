@@ -177,7 +177,7 @@ async def use(core: Path, seed: str, seconds: float, engine: str) -> Findings:
     """As one client."""
     user = User(core, Random(seed), engine)
     await user.use(seconds)
-    user.findings.outcomes["longest call, milliseconds"] = round(user.worst * 1000)
+    user.findings.outcomes[f"{seed}: longest call, milliseconds"] = round(user.worst * 1000)
     return user.findings
 
 
