@@ -4,6 +4,9 @@ The keeper has the memory, the channels of engines and clients, and what each ob
 has its life so far. What the keeper has and the log has not was made an instant before the end, and is
 put on record now. What a request made that was not answered is ended: its client asks again. Engines
 say what they have mapped, and are brought in line.
+
+Records may be those of another version of core. One that this core cannot read is given up alone, and so
+is what was made of it: each step reads all of its record before it does anything.
 """
 
 from __future__ import annotations
@@ -11,7 +14,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import signal
 import socket
+import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,17 +26,19 @@ from google.protobuf import descriptor_pool, message_factory
 from core_service.allotment import Allotment
 from core_service.audit.fold import MEMORY
 from core_service.dataspaces import Dataspace, holder
+from core_service.engine import protocol
 from core_service.engine.process import EngineProcess
 from core_service.identity import Identity
+from core_service.kept import FORMAT
 from core_service.refusal import Refusal
 from core_service.session import Session
 from core_service.shares import Share
 from core_service.vcpu import Vcpu
 from dataspace.address_map import Attachment
-from dataspace.errors import DataspaceError, OutOfCaps, OutOfRam
+from dataspace.errors import OutOfCaps, OutOfRam
 from dataspace.life import Life
 from dataspace.memory import Memory
-from dataspace.quota import Account
+from dataspace.quota import Account, Amount
 from dataspace.record import EventKind, Stamp
 from dataspace.view import View
 
@@ -47,6 +54,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 UNANSWERED: Final = "core ended before it was answered"
+INCOMPLETE: Final = "a part of it could not be taken over"
 
 
 class Adoption:
@@ -64,10 +72,12 @@ class Adoption:
         }
         self._ended: list[Client] = []
         self._undone: list[Dataspace | Session | Share] = []
+        self._incomplete: set[str] = set()
         self._adopted: set[tuple[str, str]] = set()
 
     def take_over(self) -> set[tuple[str, str]]:
         """Make objects of the records; the names and kinds of those that go on."""
+        self._must_be_ours()
         steps = (
             (self._client, self._named("clients/")),
             (self._session, self._named("sessions/")),
@@ -86,6 +96,8 @@ class Adoption:
 
     async def complete(self) -> None:
         """Bring engines in line, and end what nobody was told of, and clients that ended."""
+        for name in self._incomplete & self._core.sessions.keys():
+            await self._end_incomplete(self._core.sessions[name])
         sessions = list(self._core.sessions.values())
         await asyncio.gather(*(self._agree(session) for session in sessions))
         for undone in self._undone:
@@ -94,11 +106,11 @@ class Adoption:
             client.end("client ended while no core ran")
 
     def close(self) -> None:
-        """Give up what nobody took."""
-        for _, fds in self._records.values():
-            for fd in fds:
-                os.close(fd)
+        """Give up what nobody took; from now on the keeper has no more than this core."""
+        for key, (_, fds) in self._records.items():
+            _give_up(key, fds)
         self._records.clear()
+        self._core.kept.forget_others()
 
     def listening(self) -> dict[str, socket.socket]:
         """The sockets where clients connect, by name: they are the taker's."""
@@ -108,34 +120,49 @@ class Adoption:
             found[key.partition(":")[2]] = socket.socket(fileno=fd)
         return found
 
-    def channels(self) -> Iterator[tuple[Client, socket.socket]]:
-        """The fd channels that are open, each with its client: they are the taker's."""
+    def channels(self) -> Iterator[tuple[int, Client, socket.socket]]:
+        """The fd channels that are open, by number, each with its client: they are the taker's."""
         for key in self._named("channel:"):
-            value, (fd,) = self._records.pop(key)
-            connection = socket.socket(fileno=fd)
+            value, fds = self._records[key]
             client = self._clients.get(value["client"])
-            if client is None or client.reclaimed:
-                connection.close()
-            else:
-                yield client, connection
+            if client and not client.reclaimed:
+                del self._records[key]
+                yield int(key.partition(":")[2]), client, socket.socket(fileno=fds[0])
 
     def _named(self, start: str) -> list[str]:
         return [key for key in self._records if key.startswith(start)]
 
     def _dataspaces(self) -> list[str]:
         """Owners before those who have shares."""
-        return sorted(self._named("memory:"), key=lambda key: bool(self._records[key][0]["origin"]))
+        return sorted(self._named("memory:"), key=self._is_share)
+
+    def _is_share(self, key: str) -> bool:
+        value, _ = self._records[key]
+        return isinstance(value, dict) and bool(value.get("origin"))
+
+    def _must_be_ours(self) -> None:
+        """Records of another format would be misunderstood: nothing is taken over but the sockets."""
+        kept_as, _ = self._records.pop("format", (None, []))
+        if not self._records or kept_as == FORMAT:
+            return
+        log.error("records of another version of core", theirs=kept_as, ours=FORMAT)
+        for key in [key for key in self._records if not key.startswith("listening:")]:
+            _give_up(key, self._records.pop(key)[1])
 
     def _one(self, step: Any, key: str) -> None:
-        """What cannot be taken over is told, and given up with its fds: the log has it lost."""
+        """What cannot be taken over is told, and given up with its fds: the log has it lost. A session
+        of which a part is missing ends."""
         value, fds = self._records.pop(key)
+        kind, _, rest = key.partition(":")
         try:
-            step(key.partition(":")[2] or key, value, fds)
-        except (DataspaceError, Refusal, OSError, KeyError, ValueError) as error:
+            step(rest or key, value, fds)
+        except Exception as error:  # of a record of another version: it may be anything
             log.error("cannot adopt", record=key, why=repr(error))  # noqa: TRY400 - told in the log
-            for fd in fds:
-                with suppress(OSError):
-                    os.close(fd)
+            _give_up(key, fds)
+            if kind == "vcpu":
+                self._incomplete.add(rest.partition("/vcpus/")[0])
+            elif kind == "attachment":
+                self._incomplete.add(rest.rpartition(":")[0])
 
     def _goes_on(self, name: str, kind: str) -> Past | None:
         """Its life so far, if it is on record."""
@@ -146,16 +173,20 @@ class Adoption:
     # -- one kind after the other
 
     def _client(self, name: str, value: Any, fds: list[int]) -> None:
-        identity = Identity(*value["identity"])
+        identity, ended = Identity(*value["identity"]), value["ended"]
         client = self._core.clients.adopt(name, identity, fds[0] if fds else None)
         client.on_record = self._goes_on(name, "client") is not None
         self._clients[name] = client
-        if value["ended"]:
+        if ended:
             self._ended.append(client)
 
     def _session(self, name: str, value: Any, fds: list[int]) -> None:
         core, client = self._core, self._clients[value["client"]]
         engine, pid, greeting = value["engine"]
+        quota, transferred = Amount(*value["quota"]), Amount(*value["transferred"])
+        label, created_ns, vcpu_limit = value["label"], value["created_ns"], value["vcpu_limit"]
+        attempt = value["request"]
+        protocol.parse_hello(bytes.fromhex(greeting))  # of another version: it cannot be spoken to
         channel, pidfd = fds
         allotment = Allotment.resumed(value.get("allotment"))
         process = EngineProcess(
@@ -168,17 +199,13 @@ class Adoption:
             core.cgroups.adopt(name, allotment),
         )
         core.engines.own(process)
-        ram, caps = value["quota"]
-        account = Account(name, ram, caps, client.account)
+        account = Account(name, quota.ram, quota.caps, client.account)
         with suppress(OutOfRam, OutOfCaps):  # of a policy that is less generous now
-            account.upgrade(*value["transferred"])
+            account.upgrade(transferred.ram, transferred.caps)
         client.account.take_over(caps=1)
-        core.users.resume_session(client.identity.uid, value["label"])
-        session = Session(
-            name, value["label"], client, account, process, core.dataspaces, allotment
-        )
-        session.created_ns = value["created_ns"]
-        session.vcpu_limit = value["vcpu_limit"]
+        core.users.resume_session(client.identity.uid, label)
+        session = Session(name, label, client, account, process, core.dataspaces, allotment)
+        session.created_ns, session.vcpu_limit = created_ns, vcpu_limit
         core.sessions[name] = client.sessions[name] = session
         process.on_end = lambda why: core.engine_ended(session, why)
         core.kept.session(session)
@@ -189,41 +216,39 @@ class Adoption:
         core.ledger.note(
             EventKind.ADOPTED, name, cause="core was started anew", label=session.label
         )
-        self._unless_answered(value, session)
+        self._unless_answered(attempt, session)
 
     def _dataspace(self, name: str, value: Any, fds: list[int]) -> None:
         core, client = self._core, self._clients[value["client"]]
-        page_of = core.sessions.get(name.partition("/vcpus/")[0])
-        account = core.users.account(client.identity.uid) if value["held"] else client.account
-        if page_of and not value["held"]:
-            account = page_of.account
-        made = Dataspace(
-            name,
-            value["kind"],
-            self._view(value["view"], fds[0]),
-            account,
-            client,
-            origin=core.dataspaces.all.get(value["origin"]),
-            sealed=value["sealed"],
-        )
-        past = self._goes_on(name, made.kind)
+        kind, held, of = value["kind"], value["held"], value["origin"]
+        sealed, attempt = value["sealed"], value["request"]
+        page = kind == "vcpu_page"
+        origin = core.dataspaces.all[of] if of and not held else core.dataspaces.all.get(of)
+        if held:
+            account = core.users.account(client.identity.uid)
+        else:
+            account = self._session_of(name).account if page else client.account
+        view = self._view(value["view"], fds[0])
+        made = Dataspace(name, kind, view, account, client, origin=origin, sealed=sealed)
+        past = self._goes_on(name, kind)
         if past:
-            core.ledger.resume(_life(made, past, held=value["held"], origin=value["origin"]))
-            core.dataspaces.resume(made, held=value["held"])
+            core.ledger.resume(_life(made, past, held=held, origin=of))
+            core.dataspaces.resume(made, held=held)
         else:
             who = holder(client)
-            core.ledger.create(name, made.kind, made.size, who, origin=value["origin"], actor=who)
+            core.ledger.create(name, kind, made.size, who, origin=of, actor=who)
             core.dataspaces.resume(made, held=False)
-        if not value["held"] and not page_of:
+        if not held and not page:
             client.dataspaces[name] = made
-            self._unless_answered(value, made)
+            self._unless_answered(attempt, made)
 
     def _view(self, described: list[int], fd: int) -> View:
         inode = os.fstat(fd).st_ino
         if inode in self._memories:
-            os.close(fd)
             memory, beside = self._memories[inode]
-            return View.resumed(memory, described, beside)
+            view = View.resumed(memory, described, beside)
+            os.close(fd)
+            return view
         memory = Memory.resumed(fd)
         view = View.resumed(memory, described, None)
         self._memories[inode] = memory, view
@@ -232,22 +257,22 @@ class Adoption:
     def _share(self, name: str, value: Any, _fds: list[int]) -> None:
         dataspaces = self._core.dataspaces.all
         (uid, pid, started), (offset, size, writable) = value["for"], value["part"]
-        of = dataspaces[value["dataspace"]]
+        of, attempt = dataspaces[value["dataspace"]], value["request"]
         share = Share(name, of, uid, pid, started, offset, size, writable)
         share.accepted = dataspaces.get(value["accepted"])
         self._core.shares.resume(share)
         if self._goes_on(name, "offer") is None:
             detail: Detail = {"dataspace": of.name, "uid": uid, "pid": pid}
             self._core.ledger.note(EventKind.SHARED, name, detail=detail)
-        self._unless_answered(value, share)
+        self._unless_answered(attempt, share)
 
     def _vcpu(self, name: str, value: Any, _fds: list[int]) -> None:
-        session_name, _, index = name.partition("/vcpus/")
-        session = self._core.sessions[session_name]
+        session, index = self._session_of(name), name.rpartition("/")[2]
+        attempt = value["request"]
         page = self._core.dataspaces.all[name] if value["page"] else None
         vcpu = Vcpu(name, int(index), page)
         vcpu.exits.adopt()
-        vcpu.unclaimed = value["request"] in self._unanswered
+        vcpu.unclaimed = attempt in self._unanswered
         session.resume_vcpu(vcpu)
         if self._goes_on(name, "vcpu") is None:
             who = holder(session.client)
@@ -271,8 +296,18 @@ class Adoption:
 
     # -- what was under way
 
-    def _unless_answered(self, value: Any, made: Dataspace | Session | Share) -> None:
-        if value["request"] in self._unanswered:
+    def _session_of(self, vcpu: str) -> Session:
+        return self._core.sessions[vcpu.partition("/vcpus/")[0]]
+
+    async def _end_incomplete(self, session: Session) -> None:
+        for page in list(self._core.dataspaces.all.values()):
+            known = any(vcpu.page is page for vcpu in session.vcpus.values())
+            if page.account is session.account and not known:
+                self._core.dataspaces.dispose(page, INCOMPLETE)
+        await self._core.close_session(session, INCOMPLETE)
+
+    def _unless_answered(self, attempt: str, made: Dataspace | Session | Share) -> None:
+        if attempt in self._unanswered:
             self._undone.append(made)
 
     async def _undo(self, made: Dataspace | Session | Share) -> None:
@@ -301,6 +336,19 @@ async def _find(session: Session, vcpu: Vcpu) -> None:
     if not await session.engine.resend(vcpu.index, vcpu.exits.runs):
         await session.engine.resend(vcpu.index)
     vcpu.exits.settled()
+
+
+def _give_up(key: str, fds: list[int]) -> None:
+    """Who is at the other end of a socket sees its end, whatever copies there are; an engine ends."""
+    for fd in fds:
+        with suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                with socket.socket(fileno=os.dup(fd)) as end:
+                    end.shutdown(socket.SHUT_RDWR)
+            elif key.startswith("sessions/"):
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+        with suppress(OSError):
+            os.close(fd)
 
 
 def _life(made: Dataspace, past: Past, *, held: bool, origin: str) -> Life:

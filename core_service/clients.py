@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from core_service.client import Client
-from core_service.policy.policy import default_limits
+from core_service.policy.policy import ONLOOKER
 from core_service.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -69,15 +69,15 @@ class Clients:
 
     def limit_to(self, policy: Policy) -> None:
         """Heed another policy. Those who are here stay, with what they have: one whom it does not let
-        in keeps his limits."""
+        in gets no more."""
         self._policy = policy
         for client in self:
-            if limits := policy.client(client.identity):
-                self._users.account(client.identity.uid).limit_to(
-                    limits.user_ram, limits.user_capabilities
-                )
-                client.account.limit_to(limits.ram, limits.capabilities)
-                client.rom_paths = limits.rom_paths
+            limits = policy.client(client.identity) or ONLOOKER
+            self._users.account(client.identity.uid).limit_to(
+                limits.user_ram, limits.user_capabilities
+            )
+            client.account.limit_to(limits.ram, limits.capabilities)
+            client.rom_paths = limits.rom_paths
             client.sight = policy.sight(client.identity)
 
     @property
@@ -142,8 +142,9 @@ class Clients:
         return client
 
     def adopt(self, name: str, identity: Identity, pidfd: int | None) -> Client:
-        """A client of an earlier core; one that policy does not let in any more keeps what it has."""
-        limits = self.limits_of(identity) or default_limits(self._settings)
+        """A client of an earlier core; one that policy does not let in any more keeps what it has, and
+        gets no more."""
+        limits = self.limits_of(identity) or ONLOOKER
         return self._make(name, identity, pidfd, limits)
 
     def _make(

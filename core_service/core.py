@@ -104,6 +104,7 @@ class Core:
         """Before anybody is served: take over what the keeper has (`records`); what else lived in an
         earlier core is lost. Raises AuditFailure.
         """
+        self.kept.format()
         self.adoption = adoption = Adoption(self, records or {})
         adopted = adoption.take_over()
         self.cgroups.clear()

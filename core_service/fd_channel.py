@@ -16,7 +16,6 @@ import termios
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from itertools import count
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import structlog
@@ -63,7 +62,7 @@ class FdChannels:
         self.hand_out = hand_out
         self.may_leave = may_leave
         self._kept = kept or Kept()
-        self._numbers = count(1)
+        self._last = 0
         self._listening: socket.socket | None = None
         self._open: set[FdChannel] = set()
         self._unidentified: Counter[int] = Counter()
@@ -98,12 +97,13 @@ class FdChannels:
         self._count(self._of_client, client, 1)
         self._kept.channel(channel.number, client, connection)
 
-    def adopt(self, client: Client, connection: socket.socket) -> None:
+    def adopt(self, number: int, client: Client, connection: socket.socket) -> None:
         """Go on with a channel of an earlier core, which is this client's lease."""
-        self._admit(connection, client.identity).belongs_to(client)
+        self._last = max(self._last, number)
+        self._admit(connection, client.identity, number).belongs_to(client)
 
-    def _admit(self, connection: socket.socket, identity: Identity) -> FdChannel:
-        channel = FdChannel(self, connection, identity, next(self._numbers))
+    def _admit(self, connection: socket.socket, identity: Identity, number: int) -> FdChannel:
+        channel = FdChannel(self, connection, identity, number)
         self._open.add(channel)
         self._count(self._unidentified, identity.uid, 1)
         return channel
@@ -165,7 +165,8 @@ class FdChannels:
         if self._unidentified[identity.uid] >= UNIDENTIFIED_LIMIT:
             connection.close()
             return
-        self._admit(connection, identity)
+        self._last += 1
+        self._admit(connection, identity, self._last)
 
 
 class FdChannel:

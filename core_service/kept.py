@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from core_service.vcpu import Vcpu
     from dataspace.attachments import Attachment
 
+FORMAT: Final = 1
+"""Of the records. A core takes over no other: who changes what one means raises it."""
+
 ANSWER_LIMIT: Final = 32 << 10
 """Bytes of an answer that are kept; one that is longer is made again."""
 
@@ -41,6 +44,15 @@ class Kept:
         """Return when everything so far would survive the end of core."""
         if self.keeper:
             await self.keeper.flushed()
+
+    def format(self) -> None:
+        """How the next core is to read what follows."""
+        self._put("format", FORMAT)
+
+    def forget_others(self) -> None:
+        """What an earlier core put and this one did not is kept no more."""
+        if self.keeper:
+            self.keeper.forget_found()
 
     def drop(self, key: str) -> None:
         """The object of this key is gone."""

@@ -119,8 +119,8 @@ class Service:
             core.clients, core.tickets, core.hand_out, core.may_leave, core.kept
         )
         core.on_client_end = self._channels.close_of
-        for client, connection in core.adoption.channels():
-            self._channels.adopt(client, connection)
+        for number, client, connection in core.adoption.channels():
+            self._channels.adopt(number, client, connection)
         core.adoption.close()
         self._channels.open(fds)
         self._door = FrontDoor(core.clients, grpc_socket)
@@ -246,8 +246,8 @@ class Service:
     async def stop(self) -> None:
         """End all clients, then the sockets; nothing is left. Or leave all but the calls under way to
         the next core."""
-        if self._hands_over and self._core and self._core.life.phase is Phase.SERVING:
-            await self._leave()
+        if self._keeper and self._leaves:
+            await self._leave(self._keeper)
             return
         if self._door:
             self._door.stop_accepting()
@@ -273,18 +273,23 @@ class Service:
         self._manager.close()
         log.info("stopped")
 
-    async def _leave(self) -> None:
+    @property
+    def _leaves(self) -> bool:
+        """Whether the next core goes on: a signal said so, or this one could not begin to serve."""
+        phase = self._core.life.phase if self._core else Phase.STARTING
+        return phase is Phase.STARTING or (self._hands_over and phase is Phase.SERVING)
+
+    async def _leave(self, keeper: Keeper) -> None:
         """The end of this process is no end of what the keeper has."""
-        assert self._core
-        assert self._keeper
         if self._door:
             self._door.stop_accepting()
         if self._health:
             await self._health.close()
         if self._server:
             await self._server.stop(STOP_GRACE)
-        await self._core.hand_over()
-        self._keeper.close()
+        if self._core:
+            await self._core.hand_over()
+        keeper.close()
         self._manager.close()
         log.info("left everything to the next core")
 

@@ -32,8 +32,13 @@ SEND_BUFFER: Final = 4 << 20
 Record = tuple[Any, list[int]]
 
 
+class KeeperError(Exception):
+    """The keeper of an earlier core cannot be asked; the text says what to do."""
+
+
 class Keeper:
-    """Owns the connection, and the keeper process as far as core started it. One event loop."""
+    """Owns the connection, and the keeper process as far as core started it. One event loop. `inherited`
+    tells that an earlier core left something."""
 
     def __init__(self, directory: Path, seconds: float) -> None:
         self._path = directory / SOCKET
@@ -42,6 +47,8 @@ class Keeper:
         self._pid = 0
         self._started = False  # by this core, which must reap it
         self._put: dict[str, tuple[bytes, tuple[int, ...]]] = {}
+        self._found: set[str] = set()  # and not put again
+        self.inherited = False
         self._waiting: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -50,28 +57,38 @@ class Keeper:
     def find(self) -> dict[str, Record]:
         """What the keeper of an earlier core holds, if there is one: the caller owns the fds. Blocks.
 
-        Raises OSError.
+        Raises KeeperError, OSError.
         """
         connection = _connected(self._path)
         if connection is None:
             return {}
-        found: dict[str, Record] = {}
         try:
-            while received := receive(connection):
-                message, fds = received
-                if message["op"] == "ready":
-                    self._pid = message["pid"]
-                    break
-                found[message["key"]] = message["value"], fds
+            found = self._told(connection)
+        except TimeoutError:
+            keeper, _ = _peer(connection)
+            connection.close()
+            raise KeeperError(
+                f"the keeper, process {keeper}, does not answer: continue it (kill -CONT {keeper}), or "
+                f"kill it, which ends the virtual machines that it holds"
+            ) from None
         except BaseException:
             connection.close()
             raise
-        if not self._pid:
-            connection.close()
-            raise ConnectionResetError(f"the keeper at {self._path} ended")
         self._attach(connection)
         self._send(packed({"op": "keep", "seconds": self._seconds}), ())
+        self._found = set(found)
+        self.inherited = bool(found)
         return found
+
+    def _told(self, connection: socket.socket) -> dict[str, Record]:
+        found: dict[str, Record] = {}
+        while received := receive(connection):
+            message, fds = received
+            if message["op"] == "ready":
+                self._pid = message["pid"]
+                return found
+            found[message["key"]] = message["value"], fds
+        raise ConnectionResetError(f"the keeper at {self._path} ended")
 
     def start(self) -> None:
         """Have a keeper, if `find` found none. Raises OSError."""
@@ -82,12 +99,19 @@ class Keeper:
         """Keep a record with these fds, which stay open here until it is dropped."""
         packet = packed({"op": "put", "key": key, "value": value})
         self._put[key] = packet, fds
+        self._found.discard(key)
         self._send(packet, fds)
 
     def drop(self, key: str) -> None:
         """Keep a record no more; one that is not there is no error."""
         if self._put.pop(key, None):
             self._send(packed({"op": "drop", "key": key}), ())
+
+    def forget_found(self) -> None:
+        """Keep no more of what `find` found and nobody put again."""
+        for key in self._found:
+            self._send(packed({"op": "drop", "key": key}), ())
+        self._found.clear()
 
     @property
     def connected(self) -> bool:
@@ -101,7 +125,8 @@ class Keeper:
 
     async def flushed(self) -> None:
         """Return when everything so far would survive the end of core."""
-        await self._empty.wait()
+        while not self._empty.is_set():
+            await self._empty.wait()
 
     async def end(self) -> None:
         """End the keeper, and what only it holds; core has ended everything itself."""
@@ -234,13 +259,19 @@ def _connected(path: Path) -> socket.socket | None:
     connection.settimeout(HAND_BACK)
     try:
         connection.connect(os.fspath(path))
-        raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        if struct.unpack("3i", raw)[1] == os.geteuid():
+        if _peer(connection)[1] == os.geteuid():
             return connection
     except (FileNotFoundError, ConnectionRefusedError):
         pass
     connection.close()
     return None
+
+
+def _peer(connection: socket.socket) -> tuple[int, int]:
+    """The keeper's process and user."""
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, uid, _ = struct.unpack("3i", raw)
+    return pid, uid
 
 
 def _spawn(path: Path, seconds: float, listening: int) -> int:
