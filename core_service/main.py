@@ -27,6 +27,7 @@ from core_service.cgroups import delegated
 from core_service.check_command import check
 from core_service.drain import DRAIN_LIMIT
 from core_service.drain_command import drain
+from core_service.keeper.client import KeeperError
 from core_service.manager import Manager
 from core_service.policy import PolicyError
 from core_service.service import Service, SocketInUseError
@@ -74,6 +75,8 @@ def _serve(arguments: argparse.Namespace) -> int:
         sys.exit(f"vmcore: {error}; repair the audit log, or choose another --audit-directory")
     except PolicyError as error:
         sys.exit(f"vmcore: {error}; `vmcore check-config` tells what a policy says")
+    except KeeperError as error:
+        sys.exit(f"vmcore: {error}")
     except ActivationError as error:
         sys.exit(f"vmcore: {error}; mend the socket's unit")
     except PermissionError as error:

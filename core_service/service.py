@@ -92,8 +92,8 @@ class Service:
         self._channels: FdChannels | None = None
 
     async def start(self) -> None:
-        """Serve. Raises OSError, SocketInUseError, ActivationError, PolicyError, AuditError,
-        AuditFailure."""
+        """Serve. Raises OSError, SocketInUseError, KeeperError, ActivationError, PolicyError,
+        AuditError, AuditFailure."""
         policy = load(self._settings.policy, self._settings)
         asyncio.get_running_loop().set_default_executor(workers())
         self._settings.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -164,8 +164,8 @@ class Service:
         check_path(self._settings.directory / SOCKET)
         records = keeper.find()
         if records or self._settings.keep:
-            keeper.start()
             self._keeper = keeper
+            keeper.start()
         return records
 
     def _make_inner(self) -> Path:
@@ -277,7 +277,9 @@ class Service:
     def _leaves(self) -> bool:
         """Whether the next core goes on: a signal said so, or this one could not begin to serve."""
         phase = self._core.life.phase if self._core else Phase.STARTING
-        return phase is Phase.STARTING or (self._hands_over and phase is Phase.SERVING)
+        if phase is Phase.STARTING:
+            return bool(self._keeper and self._keeper.inherited)
+        return self._hands_over and phase is Phase.SERVING
 
     async def _leave(self, keeper: Keeper) -> None:
         """The end of this process is no end of what the keeper has."""

@@ -92,6 +92,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     os.set_inheritable(LISTENING_FD, False)
     with socket.socket(fileno=LISTENING_FD) as listening:
+        listening.listen(1)  # again, so that SO_PEERCRED names this process
         Keeper(listening, Path(sys.argv[1]), float(sys.argv[2])).serve()
 
 
