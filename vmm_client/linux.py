@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Self
@@ -30,17 +30,23 @@ class LinuxImage:
 class LinuxMachine:
     """Owns a session with its memory until it is closed; a context manager."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a machine is made of
         self,
         core: Connection,
         engine: str,
         image: LinuxImage,
         memory: int,
         console: Callable[[bytes], None],
+        *,
+        priority: int | None = None,
+        affinity: Iterable[int] = (),
     ) -> None:
         with ExitStack() as made:
             ram = made.enter_context(core.create_ram(memory))
-            self.session = made.enter_context(core.create_session(engine, label="linux"))
+            session = core.create_session(
+                engine, label="linux", priority=priority, affinity=affinity
+            )
+            self.session = made.enter_context(session)
             for piece in ram_pieces(ram.size):
                 self.session.attach(ram, *piece)
             self._pc = PC(console, wake=self._wake)

@@ -22,7 +22,14 @@ from vmm_client.cli.main import app as vmm
 DIRECTORY: Final = Path(__file__).parent
 VERSION: Final = f"vmsession {version('vmsession')}"
 EXIT_STATUS: Final = "Exit status: "
-VALUES: Final = {str: "TEXT", int: "N", float: "SECONDS", Path: "PATH", datetime: "MOMENT"}
+VALUES: Final[dict[Any, str]] = {
+    str: "TEXT",
+    int: "N",
+    float: "SECONDS",
+    Path: "PATH",
+    datetime: "MOMENT",
+    list[int]: "CPUS",
+}
 
 SOCKET: Final = ("VMSESSION_SOCKET", "Core's socket, where `--socket` does not name one.")
 VMCORE_FILES: Final = (

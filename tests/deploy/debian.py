@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from tests.cgroup2 import hierarchy
 from tests.deploy.staging import ROOT
 from tests.integration.waiting import eventually
 
@@ -73,14 +74,6 @@ def why_not() -> str:
         if shutil.which(tool) is None:
             return f"no {tool} here"
     return "" if hierarchy() else "no cgroup v2 here"
-
-
-def hierarchy() -> Path | None:
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, where, kind, options, *_ = line.split()
-        if kind == "cgroup2" and "rw" in options.split(","):
-            return Path(where)
-    return None
 
 
 def bootstrap(root: Path, variant: str, *packages: str) -> None:

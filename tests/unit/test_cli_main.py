@@ -12,6 +12,7 @@ import pytest
 
 from vmm_client.cli.main import COMMANDS, main, status_of
 from vmm_client.cli.output import Row, show, size, tell
+from vmm_client.cli.schedule import parse_cpus
 from vmm_client.cli.sizes import parse_size
 
 ROWS: list[Row] = [
@@ -183,6 +184,19 @@ def test_sizes_are_understood(text: str, expected: int) -> None:
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is no size: write it as in 64K, 16M or 2G"):
         parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("3", [3]), ("0-3,8", [0, 1, 2, 3, 8]), ("8,0-1,1", [0, 1, 8])]
+)
+def test_cpus_are_understood(text: str, expected: list[int]) -> None:
+    assert parse_cpus(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "-1", "3-1", "0,", "a", "8192", "0-99999", "1 2"])
+def test_what_are_no_cpus_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is no list of CPUs: write it as in 0-3,8"):
+        parse_cpus(text)
 
 
 @pytest.mark.parametrize(

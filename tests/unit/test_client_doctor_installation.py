@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,25 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     told = installation._space(core)
     assert told.works is False
     assert "make room" in told.detail
+
+
+def test_a_cgroup_that_core_divides(tmp_path: Path) -> None:
+    core = replace(made(tmp_path / "proc", "vmcore"), cgroup=tmp_path / "unit" / "core")
+    (tmp_path / "unit" / "engines").mkdir(parents=True)
+    switches = tmp_path / "unit" / "engines" / "cgroup.subtree_control"
+    switches.write_text("cpuset cpu memory pids\n")
+    assert installation._delegation(core).works
+    switches.write_text("cpu pids\n")
+    told = installation._delegation(core)
+    assert told.works is None
+    assert "no limits by memory, cpuset" in told.detail
+
+
+@pytest.mark.parametrize("name", ["unit", "core"])
+def test_a_cgroup_that_is_not_cores(tmp_path: Path, name: str) -> None:
+    told = installation._delegation(replace(made(tmp_path, "vmcore"), cgroup=tmp_path / name))
+    assert told.works is None
+    assert "was not given to core" in told.detail
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ from vmm_client.boot.entry import ImageError
 from vmm_client.boot.images import ImagesError, default_cache, obtain
 from vmm_client.boot.initramfs import SHELL, build
 from vmm_client.cli.ending import status_of
+from vmm_client.cli.schedule import Cpus, Priority
 from vmm_client.cli.sizes import Size
-from vmm_client.connection import Connection, connect
+from vmm_client.connection import connect
 from vmm_client.doctor.select import Need, select_engine
 from vmm_client.linux import LinuxImage, LinuxMachine
 
@@ -24,6 +25,8 @@ def boot(  # noqa: PLR0913 - the options of the command
     append: str = "",
     engine: str = "auto",
     memory: Size = 256 << 20,
+    priority: Priority = None,
+    affinity: Cpus = None,
     socket: str | None = None,
 ) -> int:
     """See COMMANDS in `vmm_client.cli.main`.
@@ -40,6 +43,10 @@ def boot(  # noqa: PLR0913 - the options of the command
         The engine to run it on; `auto` takes the first that can run a stock kernel here.
     memory
         The guest's memory, as in `256M` or `2G`.
+    priority
+        As of nice(1), 0 to 19; by default the most urgent that policy allows.
+    affinity
+        The CPUs to keep to, as in `0-3,8`; by default all that policy allows.
     socket
         Core's socket; by default the one of $VMSESSION_SOCKET, yours, or the system's.
     """
@@ -47,14 +54,21 @@ def boot(  # noqa: PLR0913 - the options of the command
         image = _image(kernel, initrd, append)
         if engine == "auto":
             engine = select_engine(core, Need.STOCK_KERNEL)
-        return status_of(lambda: _run(core, engine, image, memory))
+        with LinuxMachine(
+            core,
+            engine,
+            image,
+            memory,
+            console.write,
+            priority=priority,
+            affinity=affinity or (),
+        ) as machine:
+            return status_of(lambda: _run(machine))
 
 
-def _run(core: Connection, engine: str, image: LinuxImage, memory: int) -> Ending:
-    with (
-        LinuxMachine(core, engine, image, memory, console.write) as machine,
-        console.attached(machine.receive, machine.leave),
-    ):
+def _run(machine: LinuxMachine) -> Ending:
+    with console.attached(machine.receive, machine.leave):
+        engine = machine.session.engine
         _say(f"booting on engine {engine}; {console.HELP}", end="\r\n")  # the terminal is raw
         ending = machine.run()
     _say(f"the machine ended: {ending.value}")

@@ -13,6 +13,7 @@ from vmm_client import console
 from vmm_client.boards.pc import COM1, PC, ram_pieces
 from vmm_client.boot.flat import Mode, load
 from vmm_client.cli.ending import status_of
+from vmm_client.cli.schedule import Cpus, Priority
 from vmm_client.cli.sizes import Size
 from vmm_client.connection import connect
 from vmm_client.doctor.select import Need, select_engine
@@ -45,6 +46,8 @@ def run(  # noqa: PLR0913 - one for each option
     mode: Literal["real", "protected", "long"] = "real",
     engine: str = "auto",
     memory: Size = 16 << 20,
+    priority: Priority = None,
+    affinity: Cpus = None,
     load_address: int | None = None,
     trace: Annotated[bool, Parameter(negative="")] = False,
     socket: str | None = None,
@@ -66,6 +69,10 @@ def run(  # noqa: PLR0913 - one for each option
         Where it goes; by default 0x7c00 in real mode, 0x100000 otherwise.
     trace
         Print every exit to stderr, but those of the console.
+    priority
+        As of nice(1), 0 to 19; by default the most urgent that policy allows.
+    affinity
+        The CPUs to keep to, as in `0-3,8`; by default all that policy allows.
     socket
         Core's socket; by default the one of $VMSESSION_SOCKET, yours, or the system's.
     """
@@ -73,7 +80,9 @@ def run(  # noqa: PLR0913 - one for each option
     with connect(socket) as core, core.create_ram(memory) as ram:
         if engine == "auto":
             engine = select_engine(core, NEEDS[Mode(mode)])
-        with core.create_session(engine, label=_label(flat)) as session:
+        with core.create_session(
+            engine, label=_label(flat), priority=priority, affinity=affinity or ()
+        ) as session:
             for piece in ram_pieces(ram.size):
                 session.attach(ram, *piece)
             entry = load(session.memory, image, Mode(mode), load_address)

@@ -23,6 +23,8 @@ from vmm_client.health import WHOLE, serving
 DEVICE: Final = Path("/dev/kvm")
 POLICY: Final = "/etc/vmsession/policy.toml"
 UNITS: Final = Path("/run/systemd/system")
+OWN, ENGINES = "core", "engines"  # the parts of core's cgroup
+CONTROLLERS: Final = ("memory", "cpu", "cpuset", "pids")
 LEAST_DESCRIPTORS: Final = 16_384
 LEAST_SPACE: Final = 1 << 30
 SECONDS: Final = 20.0
@@ -178,16 +180,19 @@ def _keeper(core: Process) -> Check:
 
 
 def _delegation(core: Process) -> Check:
+    """Core divides the cgroup that it was given: it sits in one part, its engines in the other."""
     own = core.cgroup
     if own is None:
         return Check("core", "cgroup", None, "not below a cgroup v2 that can be seen")
-    for part in (own, own.parent):
-        with suppress(OSError):
-            if part.stat().st_uid == core.uid != 0:
-                return Check("core", "cgroup", True, f"{part} is core's")
-    return Check(
-        "core", "cgroup", None, f"{own} is not core's: no limits for engines (Delegate=yes)"
-    )
+    engines = own.parent / ENGINES
+    if own.name != OWN or not engines.is_dir():
+        advice = "no limits for engines: the unit's Delegate=yes, of systemd 251 or later"
+        return Check("core", "cgroup", None, f"{own} was not given to core; {advice}")
+    limits = (engines / "cgroup.subtree_control").read_text().split()
+    if lacking := [each for each in CONTROLLERS if each not in limits]:
+        told = f"{engines}: no limits by {', '.join(lacking)}, core's log tells why"
+        return Check("core", "cgroup", None, told)
+    return Check("core", "cgroup", True, f"{engines}: {', '.join(CONTROLLERS)}")
 
 
 def _engines(core: Process) -> Iterator[Check]:

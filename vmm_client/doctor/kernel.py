@@ -83,7 +83,7 @@ def _cgroup() -> Check:
     if where is None:
         return Check(WHERE, "cgroup v2", None, "no limits for engines: mount it at /sys/fs/cgroup")
     controllers = (where / "cgroup.controllers").read_text().split()
-    missing = [name for name in ("cpu", "memory", "pids") if name not in controllers]
+    missing = [name for name in ("cpu", "cpuset", "memory", "pids") if name not in controllers]
     lack = f"; without {', '.join(missing)}: no such limits for engines" if missing else ""
     return Check(WHERE, "cgroup v2", None if missing else True, f"at {where}{lack}")
 
