@@ -5,8 +5,9 @@
     .control        systemd's, for what it runs beside core
 
 Limits hold while a core sets them: in between, systemd must be able to start the next one in the cgroup
-itself, so `release-cgroups` lifts them. Cgroups of a core that was killed become empty as their engines
-end; the next core goes on with those that its keeper kept, and removes the others.
+itself, so `release-cgroups` lifts them, and memory taken before counts no more. A systemd that starts core
+in its part needs none of that. Cgroups of a core that was killed become empty as their engines end; the
+next core goes on with those that its keeper kept, and removes the others.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from core_service.cgroups.cgroup import Cgroup
+from core_service.cgroups.delegation import CORE
 from core_service.cgroups.limits import CONTROLLERS, limit, write
 from core_service.workers import workers
 
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-CORE: Final = "core"
 ENGINES: Final = "engines"
 NEEDS: Final = {"engine_memory": "memory", "engine_cpu": "cpu"}
 

@@ -15,18 +15,26 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+CORE: Final = "core"
 MARK: Final = "user.delegate"
 OWN: Final = Path("/proc/self")
 
 
 def delegated(own: Path = OWN) -> Path | None:
-    """The directory of this process's cgroup, if it was given to core."""
+    """The directory of the cgroup that was given to core: the one that this process is in, or the one
+    above, where it was started in its part of that already (systemd's DelegateSubgroup=core)."""
     found = cgroup_of(own)
-    if found:
-        with suppress(OSError):  # it has no such attribute
-            if os.getxattr(found, MARK) == b"1":
-                return found
+    if found and _marked(found):
+        return found
+    if found and found.name == CORE and _marked(found.parent):
+        return found.parent
     return None
+
+
+def _marked(cgroup: Path) -> bool:
+    with suppress(OSError):  # it has no such attribute
+        return os.getxattr(cgroup, MARK) == b"1"
+    return False
 
 
 def cgroup_of(own: Path = OWN) -> Path | None:

@@ -38,14 +38,14 @@ def name(variant: str) -> str:
 
 
 @pytest.fixture
-def spawn(variant: str, name: str, sanitized: Sanitized) -> Callable[[], Engine]:
-    """Starts the engine of this test."""
+def spawn(variant: str, name: str, sanitized: Sanitized) -> Callable[..., Engine]:
+    """Starts the engine of this test; what it is given goes into the engine's environment."""
     require(name)
     if variant == name:
         executable, options = build.IN_TREE / f"vmsession-{name}", {}
     else:
         executable, options = sanitized(name), sanitizers.options(name)
-    return lambda: Engine(executable, environment(name) | options)
+    return lambda **more: Engine(executable, environment(name) | options | more)
 
 
 @pytest.fixture

@@ -37,10 +37,11 @@ def start(request: pytest.FixtureRequest) -> Iterator[Start]:
     """Starts cores, each in a cgroup; in the end nothing may be in it."""
     with ExitStack() as stack:
 
-        def started(*options: str, given: bool = True) -> tuple[RunningCore, Path]:
+        def started(*options: str, given: bool = True, part: str = "") -> tuple[RunningCore, Path]:
             name = f"{request.node.name.partition('[')[0][5:]}"
             cgroup = stack.enter_context(own_cgroup(name, given=given))
-            core = RunningCore(*options, command=inside(cgroup, VMCORE))
+            (cgroup / part).mkdir(exist_ok=True)
+            core = RunningCore(*options, command=inside(cgroup / part, VMCORE))
             stack.callback(eventually, lambda: "populated 0" in read(cgroup / "cgroup.events"))
             stack.callback(core.close)
             return core, cgroup
@@ -117,6 +118,18 @@ def test_the_next_core_goes_on_with_them(start: Start, how: signal.Signals) -> N
                 }
             assert session.name
         assert engines(cgroup) == {}
+    core.stop()
+
+
+def test_a_core_that_is_started_in_its_part_of_it(start: Start) -> None:
+    """As by systemd's DelegateSubgroup=core: then no limit ever has to be lifted."""
+    core, cgroup = start("--keep", "30", part="core")
+    with connect(str(core.socket)) as client, client.create_session("soft"):
+        before = engines(cgroup)
+        assert len(before) == 1
+        core.restart(signal.SIGKILL)
+        assert engines(cgroup) == before
+        assert pids(cgroup / "core") == {core.process.pid, keeper_of(core)}
     core.stop()
 
 

@@ -123,6 +123,18 @@ def test_a_cgroup_without_the_mark_is_not_cores(tmp_path: Path) -> None:
     assert delegated(own) == tmp_path / "fs"
 
 
+def test_a_core_that_was_started_in_its_part(tmp_path: Path) -> None:
+    for part in ("unit/core", "unit/other"):
+        (tmp_path / "fs" / part).mkdir(parents=True)
+    try:
+        os.setxattr(tmp_path / "fs/unit", "user.delegate", b"1")
+    except OSError:
+        pytest.skip("no extended attributes here")
+    mounts = mount("/", tmp_path / "fs")
+    assert delegated(told(tmp_path, "0::/unit/core\n", mounts)) == tmp_path / "fs/unit"
+    assert delegated(told(tmp_path, "0::/unit/other\n", mounts)) is None
+
+
 def test_this_process_is_in_one_that_is_not_given_away() -> None:
     assert delegated() is None
 
