@@ -39,6 +39,7 @@ NUMBER_DIGITS: Final = 20  # so that there is room for an answer behind it
 UNIDENTIFIED_LIMIT: Final = 64  # connections of one user that have shown no ticket yet
 CLIENT_LIMIT: Final = 16  # channels of one client
 ACCEPT_AGAIN: Final = 1.0  # seconds after the system had no fd left for a connection
+LOOK_AGAIN: Final = 0.02  # seconds, at a client that asks before it read the last answer
 
 Counted = TypeVar("Counted")
 HandOut = Callable[["Client", str], int]
@@ -184,13 +185,16 @@ class FdChannel:
         loop = asyncio.get_running_loop()
         self._identification = loop.call_later(10, self._unidentified)
         self._sending: asyncio.Task[None] | None = None
-        loop.add_reader(connection.fileno(), self._readable)
+        self._looking_again: asyncio.TimerHandle | None = None
+        self._start_reading()
 
     def close(self) -> None:
         """Close the connection; the lease ends with it. Calling it again does nothing."""
         if self._connection.fileno() < 0:
             return
         self._identification.cancel()
+        if self._looking_again:
+            self._looking_again.cancel()
         asyncio.get_running_loop().remove_reader(self._connection.fileno())
         with suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)  # a keeper may have the socket, too
@@ -204,6 +208,12 @@ class FdChannel:
             self.close()
 
     def _readable(self) -> None:
+        """The next request is read when the last answer was: nothing tells core when that is."""
+        if self.client and self._unread():
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._connection.fileno())
+            self._looking_again = loop.call_later(LOOK_AGAIN, self._start_reading)
+            return
         try:
             packet = self._connection.recv(PACKET_LIMIT + 1)
         except (BlockingIOError, InterruptedError):
@@ -238,9 +248,6 @@ class FdChannel:
 
     def _answer(self, packet: bytes) -> None:
         assert self.client
-        if self._unread():
-            self.send("error DENIED read the last answer before the next request")
-            return
         number, request = _numbered(packet.decode("ascii", "replace"))
         try:
             fd = self._channels.hand_out(self.client, request)
@@ -266,6 +273,9 @@ class FdChannel:
             self.close()
         finally:
             os.close(fd)
+        self._start_reading()
+
+    def _start_reading(self) -> None:
         if self._connection.fileno() >= 0:
             loop = asyncio.get_running_loop()
             loop.add_reader(self._connection.fileno(), self._readable)
