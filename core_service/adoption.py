@@ -43,7 +43,7 @@ from dataspace.record import EventKind, Stamp
 from dataspace.view import View
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from core_service.audit.fold import Life as Past
     from core_service.client import Client
@@ -68,7 +68,9 @@ class Adoption:
         self._clients: dict[str, Client] = {}
         self._memories: dict[int, tuple[Memory, View]] = {}
         self._unanswered = {
-            key.removeprefix("underway:") for key in self._records if key.startswith("underway:")
+            attempt
+            for attempt in (key.removeprefix("underway:") for key in self._named("underway:"))
+            if f"answer:{attempt.rpartition('#')[0]}" not in self._records
         }
         self._ended: list[Client] = []
         self._undone: list[Dataspace | Session | Share] = []
@@ -96,8 +98,10 @@ class Adoption:
 
     async def complete(self) -> None:
         """Bring engines in line, and end what nobody was told of, and clients that ended."""
+        for page in self._pages_without_vcpus():
+            self._core.dataspaces.dispose(page, UNANSWERED)
         for name in self._incomplete & self._core.sessions.keys():
-            await self._end_incomplete(self._core.sessions[name])
+            await self._core.close_session(self._core.sessions[name], INCOMPLETE)
         sessions = list(self._core.sessions.values())
         await asyncio.gather(*(self._agree(session) for session in sessions))
         for undone in self._undone:
@@ -183,7 +187,7 @@ class Adoption:
     def _session(self, name: str, value: Any, fds: list[int]) -> None:
         core, client = self._core, self._clients[value["client"]]
         engine, pid, greeting = value["engine"]
-        quota, transferred = Amount(*value["quota"]), Amount(*value["transferred"])
+        quota, transferred = Amount(*value["quota"]), self._transferred(value)
         label, created_ns, vcpu_limit = value["label"], value["created_ns"], value["vcpu_limit"]
         attempt = value["request"]
         protocol.parse_hello(bytes.fromhex(greeting))  # of another version: it cannot be spoken to
@@ -299,12 +303,27 @@ class Adoption:
     def _session_of(self, vcpu: str) -> Session:
         return self._core.sessions[vcpu.partition("/vcpus/")[0]]
 
-    async def _end_incomplete(self, session: Session) -> None:
-        for page in list(self._core.dataspaces.all.values()):
-            known = any(vcpu.page is page for vcpu in session.vcpus.values())
-            if page.account is session.account and not known:
-                self._core.dataspaces.dispose(page, INCOMPLETE)
-        await self._core.close_session(session, INCOMPLETE)
+    def _transferred(self, session: Any) -> Amount:
+        """Without what is going to be asked for again."""
+        ram, caps = session["transferred"]
+        for attempt, more_ram, more_caps in session["upgrades"]:
+            if attempt in self._unanswered:
+                ram, caps = ram - more_ram, caps - more_caps
+        return Amount(ram, caps)
+
+    def _pages_without_vcpus(self) -> list[Dataspace]:
+        """Of vCPUs that no engine was asked to make any more, or whose records could not be read."""
+        return [
+            page
+            for name, page in self._core.dataspaces.all.items()
+            if page.kind == "vcpu_page"
+            and not self._core.dataspaces.is_held(page)
+            and not any(vcpu.page is page for vcpu in self._vcpus_beside(name))
+        ]
+
+    def _vcpus_beside(self, name: str) -> Iterable[Vcpu]:
+        session = self._core.sessions.get(name.partition("/vcpus/")[0])
+        return session.vcpus.values() if session else ()
 
     def _unless_answered(self, attempt: str, made: Dataspace | Session | Share) -> None:
         if attempt in self._unanswered:
@@ -325,6 +344,7 @@ class Adoption:
     async def _agree(self, session: Session) -> None:
         """An engine that ended meanwhile is seen by its pidfd."""
         with suppress(Refusal):
+            await session.agree_on_vcpus(UNANSWERED)
             for vcpu in session.vcpus.values():
                 if vcpu.page is None:
                     await _find(session, vcpu)

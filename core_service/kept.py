@@ -3,8 +3,10 @@
 The rule: a record is put when its object is there, and dropped when it is gone; what an engine maps is
 put after it was mapped, and dropped after it was unmapped. So a core that is killed between any two
 lines leaves a state in which each object has its memory and its process, or is gone; a difference of one
-mapping between record and engine shows when the engine is asked. What a request id made before it was
-answered is known by that id (`underway`), and ended by the next core: to who asks again it never was.
+mapping between record and engine shows when the engine is asked. An engine can tell whether it has a
+vCPU, not which ones it has: their records are put before it is asked to make them. What an attempt at a
+request made before it was answered is known by it (`underway`), and ended by the next core: to who asks
+again it never was. What an attempt only changes is not ended.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ ANSWER_LIMIT: Final = 32 << 10
 """Bytes of an answer that are kept; one that is longer is made again."""
 
 request: ContextVar[str] = ContextVar("request", default="")
-"""The key of the mutation that a task carries out."""
+"""The attempt at a mutation that a task carries out."""
 
 
 class Kept:
@@ -39,6 +41,9 @@ class Kept:
 
     def __init__(self, keeper: Keeper | None = None) -> None:
         self.keeper = keeper
+        self._makers: dict[str, str] = {}
+        self._under_way: set[str] = set()
+        self._upgrades: dict[str, list[tuple[str, int, int]]] = {}
 
     async def flushed(self) -> None:
         """Return when everything so far would survive the end of core."""
@@ -56,12 +61,18 @@ class Kept:
 
     def drop(self, key: str) -> None:
         """The object of this key is gone."""
+        self._makers.pop(key, None)
+        self._upgrades.pop(key, None)
         if self.keeper:
             self.keeper.drop(key)
 
     def _put(self, key: str, value: Any, *fds: int) -> None:
         if self.keeper:
             self.keeper.put(key, value, *fds)
+
+    def _maker(self, key: str) -> str:
+        """The attempt that made an object."""
+        return self._makers.setdefault(key, request.get()) if self.keeper else ""
 
     def listening(self, name: str, socket: socket.socket) -> None:
         """A socket where clients connect: meanwhile they wait in its backlog."""
@@ -82,6 +93,7 @@ class Kept:
 
     def dataspace(self, dataspace: Dataspace, *, held: bool = False) -> None:
         """A dataspace or the page of a vCPU; `held` once its owner freed it."""
+        key = f"memory:{dataspace.name}"
         value = {
             "client": dataspace.client.name,
             "kind": dataspace.kind,
@@ -89,9 +101,9 @@ class Kept:
             "sealed": dataspace.sealed,
             "held": held,
             "view": dataspace.memory.described(),
-            "request": request.get(),
+            "request": self._maker(key),
         }
-        self._put(f"memory:{dataspace.name}", value, dataspace.memory.memory.description)
+        self._put(key, value, dataspace.memory.memory.description)
 
     def no_dataspace(self, dataspace: Dataspace) -> None:
         """It is gone."""
@@ -99,14 +111,15 @@ class Kept:
 
     def share(self, share: Share) -> None:
         """An offer, and what became of it."""
+        key = f"share:{share.name}"
         value = {
             "dataspace": share.dataspace.name,
             "for": [share.uid, share.pid, share.started],
             "part": [share.offset, share.size, share.writable],
             "accepted": share.accepted.name if share.accepted else "",
-            "request": request.get(),
+            "request": self._maker(key),
         }
-        self._put(f"share:{share.name}", value)
+        self._put(key, value)
 
     def session(self, session: Session) -> None:
         """A session with its engine: our end of its channel, and its pidfd."""
@@ -117,16 +130,36 @@ class Kept:
             "engine": [session.engine.name, session.engine.pid, session.engine.greeting_hex],
             "quota": [limits.ram - transferred.ram, limits.caps - transferred.caps],
             "transferred": [transferred.ram, transferred.caps],
+            "upgrades": self._upgrades_under_way(session.name),
             "created_ns": session.created_ns,
             "vcpu_limit": session.vcpu_limit,
             "allotment": session.allotment.recorded(),
-            "request": request.get(),
+            "request": self._maker(session.name),
         }
         self._put(session.name, value, *session.engine.descriptors)
 
+    def upgraded(self, session: Session, ram: int, capabilities: int) -> None:
+        """So much more was transferred to it."""
+        if self.keeper:
+            change = request.get(), ram, capabilities
+            self._upgrades.setdefault(session.name, []).append(change)
+        self.session(session)
+
+    def _upgrades_under_way(self, session: str) -> list[tuple[str, int, int]]:
+        """Attempts that are not answered yet, and what each transferred."""
+        changes = [each for each in self._upgrades.pop(session, ()) if each[0] in self._under_way]
+        if changes:
+            self._upgrades[session] = changes
+        return changes
+
     def vcpu(self, vcpu: Vcpu) -> None:
         """A vCPU; its page is a dataspace."""
-        self._put(f"vcpu:{vcpu.name}", {"page": vcpu.page is not None, "request": request.get()})
+        key = f"vcpu:{vcpu.name}"
+        self._put(key, {"page": vcpu.page is not None, "request": self._maker(key)})
+
+    def no_vcpu(self, vcpu: Vcpu) -> None:
+        """It is gone, or was not made."""
+        self.drop(f"vcpu:{vcpu.name}")
 
     def attachment(self, session: Session, attachment: Attachment) -> None:
         """What an engine has mapped."""
@@ -145,12 +178,13 @@ class Kept:
         """It is unmapped."""
         self.drop(f"attachment:{session.name}:{gpa}")
 
-    def begun(self, key: str) -> None:
+    def begun(self, attempt: str) -> None:
         """A mutation with a request id is under way."""
-        self._put(f"underway:{key}", {})
+        self._under_way.add(attempt)
+        self._put(f"underway:{attempt}", {})
 
-    def answered(self, key: str, digest: bytes, answer: Any) -> None:
-        """It was carried out."""
+    def answered(self, key: str, attempt: str, digest: bytes, answer: Any) -> None:
+        """It was carried out. While both are kept, the answer counts."""
         raw = answer.SerializeToString()
         if len(raw) <= ANSWER_LIMIT:
             value = [
@@ -159,11 +193,12 @@ class Kept:
                 base64.b64encode(raw).decode(),
             ]
             self._put(f"answer:{key}", value)
-        self.drop(f"underway:{key}")
+        self.over(attempt)
 
-    def refused(self, key: str) -> None:
-        """It left nothing behind."""
-        self.drop(f"underway:{key}")
+    def over(self, attempt: str) -> None:
+        """It was answered, or refused and left nothing behind."""
+        self._under_way.discard(attempt)
+        self.drop(f"underway:{attempt}")
 
     def forgotten(self, key: str) -> None:
         """Its answer is not given again."""

@@ -7,10 +7,11 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 from typing import Any, Final, NamedTuple, Protocol, TypeVar, cast
 
 from core_service.kept import Kept
-from core_service.kept import request as request_key
+from core_service.kept import request as kept_request
 from core_service.refusal import Refusal, invalid
 
 REMEMBERED: Final = 256
@@ -38,9 +39,11 @@ Answer = TypeVar("Answer", bound=Sized)
 
 
 class First(NamedTuple):
-    """The first request of an id, by the digest of what it asked, and its answer."""
+    """The first request of an id, by the digest of what it asked, and its answer. `attempt` names it, no
+    other request of this core, and none of this id that came before and was forgotten."""
 
     digest: bytes
+    attempt: str
     answer: asyncio.Future[Any]
 
 
@@ -54,6 +57,7 @@ class Requests:
         self._under_way: dict[Key, First] = {}
         self._answered: OrderedDict[Key, First] = OrderedDict()
         self._bytes = 0
+        self._attempts = count(1)
 
     def first(
         self, request: Mutation, begin: Callable[[], asyncio.Future[Answer]]
@@ -70,7 +74,8 @@ class Requests:
         digest = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
         first = self._under_way.get(key) or self._answered.get(key)
         if first is None:
-            first = self._under_way[key] = First(digest, self._begin(key, begin))
+            attempt = f"{self._key(key)}#{next(self._attempts)}"
+            first = self._under_way[key] = First(digest, attempt, self._begin(attempt, begin))
             first.answer.add_done_callback(partial(self._done, key))
         if first.digest != digest:
             raise Refusal(
@@ -84,16 +89,16 @@ class Requests:
         """A refusal leaves nothing behind, so the same request may succeed later."""
         first = self._under_way.pop(key)
         if answer.cancelled() or answer.exception():
-            self._kept.refused(self._key(key))
+            self._kept.over(first.attempt)
             return
-        self._kept.answered(self._key(key), first.digest, answer.result())
+        self._kept.answered(self._key(key), first.attempt, first.digest, answer.result())
         self._remember(key, first)
 
     def resume(self, key: Key, digest: bytes, answer: Any) -> None:
         """An answer that an earlier core gave."""
         given: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         given.set_result(answer)
-        self._remember(key, First(digest, given))
+        self._remember(key, First(digest, "", given))
 
     def forget(self) -> None:
         """The client ended."""
@@ -109,19 +114,18 @@ class Requests:
             self._kept.forgotten(self._key(oldest))
 
     def _begin(
-        self, key: Key, begin: Callable[[], asyncio.Future[Answer]]
+        self, attempt: str, begin: Callable[[], asyncio.Future[Answer]]
     ) -> asyncio.Future[Answer]:
         """Its task knows for whom it works: what it makes is known by that until it is answered."""
-        name = self._key(key)
-        self._kept.begun(name)
-        before = request_key.set(name)
+        self._kept.begun(attempt)
+        before = kept_request.set(attempt)
         try:
             return begin()
         except BaseException:
-            self._kept.refused(name)
+            self._kept.over(attempt)
             raise
         finally:
-            request_key.reset(before)
+            kept_request.reset(before)
 
     def _key(self, key: Key) -> str:
         return f"{self._owner}:{key[0]}:{key[1]}"

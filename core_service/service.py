@@ -296,8 +296,8 @@ class Service:
         log.info("left everything to the next core")
 
     def extra_fds(self) -> int:
-        """fds held for clients: memory, engines. Those of their leases are not counted, nor core's own: the
-        socket where fd channels are opened, and the connection to its keeper."""
+        """fds held for clients: memory, engines. Those of their leases are not counted, nor core's own:
+        the socket where fd channels are opened, and the connection to its keeper."""
         assert self._core
         leases = self._core.clients.watched + len(self._channels or ())
         own = 1 + bool(self._keeper and self._keeper.connected)

@@ -108,8 +108,10 @@ class Session:
         self.account.admit_upgrade(ram, capabilities)
         asked = {"ram": ram, "capabilities": capabilities}
         self._note(EventKind.UPGRADED, self.name, "UpgradeQuota", holder(self.client), asked)
+        before = self.account.transferred
         self.account.upgrade(ram, capabilities)
-        self._dataspaces.kept.session(self)
+        after = self.account.transferred
+        self._dataspaces.kept.upgraded(self, after.ram - before.ram, after.caps - before.caps)
 
     # -- vCPUs
 
@@ -150,37 +152,43 @@ class Session:
     async def _make_vcpu(self, name: str, index: int, page_transport: bool) -> Vcpu:
         if not page_transport:
             with self.account.charged(ram=PAGE_BYTES, caps=1):
-                await self._make_in_engine(name, index, None)
-            return self._have_vcpu(Vcpu(name, index, None))
+                return await self._make_in_engine(Vcpu(name, index, None))
         page = self._dataspaces.allocate(
             name, "vcpu_page", PAGE_BYTES, self.account, self.client, self.label
         )
         try:
-            await self._make_in_engine(name, index, page)
+            return await self._make_in_engine(Vcpu(name, index, page))
         except BaseException:
             self._dataspaces.dispose(page, "vCPU could not be created")
             raise
-        return self._have_vcpu(Vcpu(name, index, page))
-
-    def _have_vcpu(self, vcpu: Vcpu) -> Vcpu:
-        self.vcpus[vcpu.index] = vcpu
-        self._dataspaces.kept.vcpu(vcpu)
-        return vcpu
 
     def resume_vcpu(self, vcpu: Vcpu) -> None:
         """Go on with a vCPU of an earlier core; its page was resumed."""
         if vcpu.page is None:
             self.account.take_over(ram=PAGE_BYTES, caps=1)
-        self._have_vcpu(vcpu)
+        self.vcpus[vcpu.index] = vcpu
+        self._dataspaces.kept.vcpu(vcpu)
 
-    async def _make_in_engine(self, name: str, index: int, page: Dataspace | None) -> None:
+    async def agree_on_vcpus(self, cause: str) -> None:
+        """A vCPU that an earlier core could not tell of goes, for `cause`, if that core ended before the
+        engine made it. Raises Refusal."""
+        for vcpu in [each for each in self.vcpus.values() if each.unclaimed]:
+            if not await self.engine.has_vcpu(vcpu.index):
+                del self.vcpus[vcpu.index]
+                self._give_back_vcpu(vcpu, cause)
+
+    async def _make_in_engine(self, vcpu: Vcpu) -> Vcpu:
         who = holder(self.client)
-        self._note(EventKind.OPENED, name, "CreateVcpu", who, {"kind": "vcpu", "holder": who})
+        self._note(EventKind.OPENED, vcpu.name, "CreateVcpu", who, {"kind": "vcpu", "holder": who})
+        self._dataspaces.kept.vcpu(vcpu)
         try:
-            await self.engine.create_vcpu(index, page.memory if page else None)
+            await self.engine.create_vcpu(vcpu.index, vcpu.page.memory if vcpu.page else None)
         except BaseException:
-            self._note(EventKind.CLOSED, name, "vCPU could not be created")
+            self._note(EventKind.CLOSED, vcpu.name, "vCPU could not be created")
+            self._dataspaces.kept.no_vcpu(vcpu)
             raise
+        self.vcpus[vcpu.index] = vcpu
+        return vcpu
 
     def _note(
         self,
@@ -457,16 +465,19 @@ class Session:
         await self._forget_pieces(pieces, cause, actor)
         self.account.refund(caps=len(pieces))
         for vcpu in self.vcpus.values():
-            self._note(EventKind.CLOSED, vcpu.name, cause, actor)
-            self._dataspaces.kept.drop(f"vcpu:{vcpu.name}")
-            if vcpu.page:
-                self._dataspaces.dispose(vcpu.page, cause, actor)
-            else:
-                self.account.refund(ram=PAGE_BYTES, caps=1)
+            self._give_back_vcpu(vcpu, cause, actor)
         self.vcpus.clear()
         self.account.close()
         self._note(EventKind.CLOSED, self.name, cause, actor)
         self._dataspaces.kept.drop(self.name)
+
+    def _give_back_vcpu(self, vcpu: Vcpu, cause: str, actor: str = "") -> None:
+        self._note(EventKind.CLOSED, vcpu.name, cause, actor)
+        self._dataspaces.kept.no_vcpu(vcpu)
+        if vcpu.page:
+            self._dataspaces.dispose(vcpu.page, cause, actor)
+        else:
+            self.account.refund(ram=PAGE_BYTES, caps=1)
 
 
 def _gpa(mapping: Mapping) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterable
 
 from dataspace.address_map import AddressMap, Attachment
 from vmm_client.boot.entry import HIGH_RAM
@@ -80,11 +79,10 @@ class GuestMemory:
                 attachment.executable,
             )
 
-    def detach(self, pieces: Iterable[Attachment]) -> None:
-        """Record what core detached."""
+    def detach(self, gpa: int, size: int) -> None:
+        """Record that core detached a range; an earlier core may have done it before it ended."""
         with self._lock:
-            for piece in pieces:
-                self._map.detach(piece.gpa, piece.size)
+            self._map.detach(gpa, size)
 
     def forget(self, ram: Ram) -> None:
         """A dataspace was freed: it is attached nowhere."""

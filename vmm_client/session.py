@@ -107,9 +107,8 @@ class Session:
         request = DetachRequest(session=self.name, gpa=gpa, size=size)
         with self._lock:
             records = self._connection.rpc.call(self._stub.Detach, request).detached
-            pieces = [_attachment(record) for record in records]
-            self.memory.detach(pieces)
-        return pieces
+            self.memory.detach(gpa, size)
+        return [_attachment(record) for record in records]
 
     def create_vcpu(self, index: int = 0, *, stream: bool = False) -> Vcpu:
         """A new vCPU, below `capabilities.max_vcpus`. It runs when it is served.

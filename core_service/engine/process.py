@@ -261,6 +261,16 @@ class EngineProcess:
         )
         return answer.leaves
 
+    async def has_vcpu(self, index: int) -> bool:
+        """Whether this vCPU was created, by this core or an earlier one."""
+        try:
+            await self.get_cpuid(index)
+        except Refusal as refusal:
+            if refusal.reason == "ENGINE_DIED":
+                raise
+            return refusal.reason != REASONS[Status.NO_VCPU]
+        return True
+
     async def set_cpuid(self, index: int, leaves: Sequence[CpuidLeaf]) -> None:
         """Set what CPUID answers on a vCPU that never ran."""
         await self._demand(lambda number: protocol.cpuid_packet(number, index, leaves))

@@ -136,9 +136,9 @@ def test_where_nothing_is_attached_nothing_is_read_or_written(
 
 
 def test_detached_pieces_are_gone_and_the_rest_stays(two: tuple[GuestMemory, Ram, Ram]) -> None:
-    memory, a, _ = two
+    memory, _, _ = two
     memory.write(0, b"first")
-    memory.detach([Attachment(PAGE, PAGE, a.name, PAGE, True, True)])
+    memory.detach(PAGE, PAGE)
     assert memory.read(0, 5) == b"first"
     assert memory.size == PAGE
     with pytest.raises(NotAttached):
