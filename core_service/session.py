@@ -170,9 +170,9 @@ class Session:
         self._dataspaces.kept.vcpu(vcpu)
 
     async def agree_on_vcpus(self, cause: str) -> None:
-        """A vCPU that an earlier core could not tell of goes, for `cause`, if that core ended before the
-        engine made it. Raises Refusal."""
-        for vcpu in [each for each in self.vcpus.values() if each.unclaimed]:
+        """A vCPU of an earlier core that ended before the engine made it goes, for `cause`. Raises
+        Refusal."""
+        for vcpu in list(self.vcpus.values()):
             if not await self.engine.has_vcpu(vcpu.index):
                 del self.vcpus[vcpu.index]
                 self._give_back_vcpu(vcpu, cause)
