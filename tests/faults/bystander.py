@@ -1,6 +1,6 @@
 """Somebody else's VMM: whatever happens to core, its guest counts on and its memory stays.
 
-    python -m tests.faults.bystander SOCKET
+    python -m tests.faults.bystander SOCKET UID
 
 runs its guest by shared memory; it does a line of its input each, and answers each with a line of JSON.
 """
@@ -8,26 +8,31 @@ runs its guest by shared memory; it does a line of its input each, and answers e
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from vmsession.v1 import core_pb2, core_pb2_grpc
+
 from tests.integration.running_core import ROOT, become_other_user
 from vmm_client import Connection, Ram, Reason, Segment, connect
 
 UID: Final = 64002
 PAGE: Final = 4096
+FDS_ASKED: Final = 3
 COUNTER: Final = bytes.fromhex("66ff060080 e6e9 ebf7")  # again: inc dword [0x8000]; out 0xe9, al
 
 
 class Bystander:
     """Owns the process."""
 
-    def __init__(self, socket: Path) -> None:
+    def __init__(self, socket: Path, uid: int = UID) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.bystander", socket],
+            [sys.executable, "-m", "tests.faults.bystander", socket, str(uid)],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -42,6 +47,11 @@ class Bystander:
         self._exits += 1
         assert self._ask("run") == [self._exits, 1]
 
+    def must_run(self) -> None:
+        """Its guest does, whether there is a core or not."""
+        self._exits += 1
+        assert self._ask("run_alone") == self._exits
+
     def offers(self, uid: int) -> str:
         """A share of memory that it keeps, for somebody else to accept."""
         return str(self._ask("offer", uid))
@@ -53,6 +63,21 @@ class Bystander:
     def forgets(self) -> None:
         """It frees what it offered and accepted."""
         self._ask("forget")
+
+    def leaves(self) -> None:
+        """It ends in order."""
+        self._process.communicate()
+        assert self._process.returncode == 0
+
+    def leaves_all_unread(self) -> None:
+        """It has a stream with an exit, fds and a watch, and reads none of them from now on."""
+        self._ask("leave_unread")
+
+    def must_read_all(self) -> None:
+        """What it left is as it was, and its watch tells everything, or what it does not tell."""
+        exit_, fds, watched, last = self._ask("read_all")
+        assert (exit_, fds) == (Reason.STARTUP, FDS_ASKED)
+        assert watched == last
 
     def _ask(self, *words: object) -> Any:
         assert self._process.stdin
@@ -74,8 +99,9 @@ class Bystander:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._process.kill()
-        self._process.communicate()
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.communicate()
 
 
 class Vmm:
@@ -93,15 +119,18 @@ class Vmm:
         self._vcpu.wait()
         self._vcpu.registers.update({"cs": Segment(0, 0x9B, 0xFFFF, 0), "rip": 0})
 
-    def run(self) -> list[int]:
-        """What the guest counted, and how many sessions with its name core has."""
+    def run_alone(self) -> int:
+        """What the guest counted."""
         self._vcpu.run()
         exit_ = self._vcpu.wait(20)
         assert exit_
         assert exit_.reason is Reason.PORT
-        sessions = [each.name for each in self._core.sessions()]
-        counted = int.from_bytes(self._memory.read(0x8000, 4), "little")
-        return [counted, sessions.count(self._session.name)]
+        return int.from_bytes(self._memory.read(0x8000, 4), "little")
+
+    def run(self) -> list[int]:
+        """That, and how many sessions with its name core has."""
+        counted = self.run_alone()
+        return [counted, [each.name for each in self._core.sessions()].count(self._session.name)]
 
     def offer(self, uid: int) -> str:
         self._passing.append(self._core.create_ram(PAGE))
@@ -111,6 +140,44 @@ class Vmm:
         self._passing.append(self._core.accept(share))
         return self._passing[-1].name
 
+    def leave_unread(self) -> None:
+        self._stream = self._session.create_vcpu(1, stream=True)
+        self._stream.run()
+        ticket = core_pb2_grpc.CoreServiceStub(self._core.rpc.channel).OpenFdChannel(
+            core_pb2.OpenFdChannelRequest()
+        )
+        self._fds = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._fds.connect(ticket.path)
+        self._fds.send(ticket.ticket.encode())
+        assert self._fds.recv(100) == b"ok"
+        for _ in range(FDS_ASKED):
+            self._fds.send(self._memory.name.encode())
+        self._watch = self._core.watch()
+        self._watched = next(self._watch).snapshot.revision
+
+    def read_all(self) -> list[object]:
+        """The reason of the exit, how many fds came, the last event that the watch told without a gap,
+        and the last there is."""
+        exit_ = self._stream.wait(20)
+        assert exit_
+        fds = 0
+        for _ in range(FDS_ASKED):
+            answer, (fd,), _, _ = socket.recv_fds(self._fds, 100, 4)
+            assert answer == b"ok"
+            os.close(fd)
+            fds += 1
+        last = self._core.totals().revision
+        at = self._watched
+        while at < last:
+            message = next(self._watch)
+            if message.HasField("event"):
+                assert message.event.revision == at + 1
+                at += 1
+            elif message.HasField("lagged"):
+                assert message.lagged.first == at + 1
+                at = message.lagged.last
+        return [int(exit_.reason), fds, at, last]
+
     def forget(self) -> None:
         while self._passing:
             self._passing.pop().close()
@@ -118,7 +185,7 @@ class Vmm:
 
 def main() -> None:
     """The process itself."""
-    become_other_user(UID)
+    become_other_user(int(sys.argv[2]))
     with connect(sys.argv[1]) as core:
         vmm = Vmm(core)
         print(json.dumps("ready"), flush=True)

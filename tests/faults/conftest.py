@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.faults.shim import Shim, build
+from tests.integration.conftest import core
+
+__all__ = ["core"]
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from core_service.audit import Query, verify_chain
 from tests.faults.books import books
 from tests.faults.bystander import Bystander
 from tests.faults.operations import Actor, Operation
@@ -35,7 +35,7 @@ class Act(threading.Thread):
     def run(self) -> None:
         try:
             self._call()
-        except BaseException as error:  # noqa: BLE001 - told by who waits
+        except BaseException as error:
             self.error = error
 
     def over(self, seconds: float = 0) -> bool:
@@ -89,11 +89,21 @@ class Stage:
         self.actor = Actor(self.client, self.bystander, rom)
         self.base = books(self.client)
 
-    def close(self) -> None:
-        with self.bystander:
-            self.client.close()
+    def stop(self) -> None:
+        """All ends in order: the log has the end of everything, and is whole."""
+        self.client.close()
+        self.bystander.leaves()
         self.core.stop()
-        self.core.close()
+        checked = verify_chain(self.core.audit)
+        assert checked.discrepancies == []
+        assert [
+            each for each in Query(self.core.audit).totals() if each.created != each.ended
+        ] == []
+
+    def close(self) -> None:
+        """Whatever state it is in."""
+        with self.bystander:
+            self.core.close()
 
     # -- one operation
 
@@ -107,33 +117,36 @@ class Stage:
         self.clean()
         return deeds, after
 
-    def kill_core_at(self, operation: Operation, deed: int, expected: dict[str, object]) -> None:
+    def kill_core_at(
+        self, operation: Operation, role: str, deed: int, expected: dict[str, object]
+    ) -> None:
         """Before that deed, or after the answer if there are fewer this time."""
         prepared = operation.prepare(self.actor)
         self.repeats.forget()
-        self.shim.arm("core", deed)
+        self.shim.arm(role, deed)
         act = Act(lambda: operation.act(self.actor, prepared))
-        eventually(
-            lambda: act.over() or self.core.process.poll() is not None, limit=ANSWER_SECONDS
-        )
-        self.shim.disarm("core")
+        eventually(lambda: act.over() or self.core.process.poll() is not None, limit=ANSWER_SECONDS)
+        self.shim.disarm(role)
         self.core.restart(signal.SIGKILL)
-        told = f"{operation}, core killed before deed {deed}"
+        told = f"{operation}, core killed before deed {deed} of {role}"
         act.must_succeed(lambda: f"{told}\n{self.core.log()}")
         self.repeats.must_give_the_same()
-        self._must_be(expected, told)
+        self.must_be(expected, told)
         self.clean()
-        self._must_be(self.base, f"{told}: left")
+        self.must_be(self.base, f"{told}: left")
 
     def clean(self) -> None:
         self.actor.clean()
-        self._must_be(self.base, "left")
+        self.must_be(self.base, "left")
 
-    def _must_be(self, expected: dict[str, object], told: str) -> None:
+    def must_be(self, expected: dict[str, object], told: str) -> None:
         def different() -> str:
             found = books(self.client)
-            wrong = [f"{key}: {found[key]}\nnot {value}" for key, value in expected.items() if found[key] != value]
-            return "\n".join(wrong)
+            return "\n".join(
+                f"{key}: {found[key]}\nnot {value}"
+                for key, value in expected.items()
+                if found[key] != value
+            )
 
         eventually(
             lambda: not different(),

@@ -119,15 +119,15 @@ OPERATIONS: Final = (
     Operation("CreateVcpu-page", Actor.attached, lambda _, made: made[0].create_vcpu()),
     Operation("CreateVcpu-stream", Actor.session, lambda _, made: made.create_vcpu(stream=True)),
     Operation("CreateDataspace", nothing, lambda actor, _: actor.ram(3)),
-    Operation(
-        "CreateRom", nothing, lambda actor, _: actor.keep(actor.core.create_rom(actor.rom))
-    ),
+    Operation("CreateRom", nothing, lambda actor, _: actor.keep(actor.core.create_rom(actor.rom))),
     Operation(
         "Attach",
         lambda actor: (actor.session(), actor.ram(4)),
         lambda _, made: made[0].attach(made[1], 0x10000, PAGE, 2 * PAGE),
     ),
-    Operation("Detach", lambda actor: actor.attached(4), lambda _, made: made[0].detach(0, 4 * PAGE)),
+    Operation(
+        "Detach", lambda actor: actor.attached(4), lambda _, made: made[0].detach(0, 4 * PAGE)
+    ),
     Operation(
         "Detach-middle",
         lambda actor: actor.attached(4),

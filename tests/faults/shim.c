@@ -25,14 +25,16 @@
 #include <time.h>
 #include <unistd.h>
 
-enum role { CORE, ENGINE, NOBODY };
+/* Whose deeds: those of core's event loop, those of its other threads to files, which are those of the log's
+ * writer, and those of engines. gRPC's threads speak to this process alone. */
+enum role { CORE, LOG, ENGINE, NOBODY };
 
 struct deeds {
 	_Atomic uint32_t limit, count; /* killed before deed number `limit`; 0: never */
 };
 
 struct control {
-	struct deeds deeds[2];
+	struct deeds deeds[3];
 	_Atomic int64_t wall_ns; /* what the wall clock is ahead */
 	_Atomic uint32_t counting;
 };
@@ -66,17 +68,32 @@ __attribute__((constructor)) static void begin(void)
 
 static void deed(enum role whose)
 {
-	if (!control || role != whose || !atomic_load(&control->counting))
+	if (!control || !atomic_load(&control->counting))
 		return;
-	struct deeds *deeds = &control->deeds[role];
+	struct deeds *deeds = &control->deeds[whose];
 	if (atomic_fetch_add(&deeds->count, 1) + 1 == atomic_load(&deeds->limit))
 		raise(SIGKILL);
 }
 
+static void deed_of_engine(void)
+{
+	if (role == ENGINE)
+		deed(ENGINE);
+}
+
 static void any_deed(void)
 {
-	deed(CORE);
-	deed(ENGINE);
+	if (role == CORE && gettid() == getpid())
+		deed(CORE);
+	deed_of_engine();
+}
+
+static void deed_to_file(void)
+{
+	if (role == CORE && gettid() != getpid())
+		deed(LOG);
+	else
+		any_deed();
 }
 
 #define REAL(name)                                            \
@@ -109,7 +126,8 @@ ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
 ssize_t recv(int fd, void *data, size_t size, int flags)
 {
 	REAL(recv);
-	any_deed();
+	if (size > 1) /* less is a thread's call for another's attention */
+		any_deed();
 	return real(fd, data, size, flags);
 }
 
@@ -123,7 +141,7 @@ ssize_t recvmsg(int fd, struct msghdr *message, int flags)
 ssize_t write(int fd, const void *data, size_t size)
 {
 	REAL(write);
-	if (size != sizeof(eventfd_t)) /* which wakes a thread of its own */
+	if (size > 1 && size != sizeof(eventfd_t))
 		any_deed();
 	return real(fd, data, size);
 }
@@ -138,21 +156,21 @@ ssize_t writev(int fd, const struct iovec *parts, int count)
 ssize_t pwrite64(int fd, const void *data, size_t size, off64_t offset)
 {
 	REAL(pwrite64);
-	any_deed();
+	deed_to_file();
 	return real(fd, data, size, offset);
 }
 
 int ftruncate64(int fd, off64_t size)
 {
 	REAL(ftruncate64);
-	any_deed();
+	deed_to_file();
 	return real(fd, size);
 }
 
 int fdatasync(int fd)
 {
 	REAL(fdatasync);
-	any_deed();
+	deed_to_file();
 	return real(fd);
 }
 
@@ -187,14 +205,14 @@ int close(int fd)
 int unlink(const char *path)
 {
 	REAL(unlink);
-	any_deed();
+	deed_to_file();
 	return real(path);
 }
 
 int munmap(void *address, size_t size)
 {
 	REAL(munmap);
-	deed(ENGINE);
+	deed_of_engine();
 	return real(address, size);
 }
 
@@ -202,7 +220,7 @@ void *mmap64(void *address, size_t size, int protection, int flags, int fd, off6
 {
 	REAL(mmap64);
 	if (fd >= 0)
-		deed(ENGINE);
+		deed_of_engine();
 	return real(address, size, protection, flags, fd, offset);
 }
 
@@ -210,14 +228,14 @@ void *mmap(void *address, size_t size, int protection, int flags, int fd, off_t 
 {
 	REAL(mmap);
 	if (fd >= 0)
-		deed(ENGINE);
+		deed_of_engine();
 	return real(address, size, protection, flags, fd, offset);
 }
 
 int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*begin_at)(void *), void *argument)
 {
 	REAL(pthread_create);
-	deed(ENGINE);
+	deed_of_engine();
 	return real(thread, attributes, begin_at, argument);
 }
 
@@ -228,7 +246,7 @@ int ioctl(int fd, unsigned long request, ...)
 	va_start(arguments, request);
 	void *argument = va_arg(arguments, void *);
 	va_end(arguments);
-	deed(ENGINE);
+	deed_of_engine();
 	return real(fd, request, argument);
 }
 
@@ -256,7 +274,7 @@ long syscall(long number, ...)
 	if (number == SYS_pidfd_send_signal)
 		any_deed();
 	if (number == SYS_futex)
-		deed(ENGINE);
+		deed_of_engine();
 	return real(number, arguments[0], arguments[1], arguments[2], arguments[3], arguments[4], arguments[5]);
 }
 

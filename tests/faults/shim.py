@@ -25,6 +25,7 @@ class Control(ctypes.Structure):
 
     _fields_ = (
         ("core", Deeds),
+        ("log", Deeds),
         ("engine", Deeds),
         ("wall_ns", ctypes.c_int64),
         ("counting", ctypes.c_uint32),
@@ -57,8 +58,8 @@ class Shim:
         )
 
     def arm(self, role: str, deed: int) -> None:
-        """From now on count the deeds of `core`, or of all engines, and kill whoever is about to do the
-        one of this number; 0 kills nobody."""
+        """From now on count the deeds of `core`'s event loop, of the writer of its `log`, or of any
+        `engine`, and kill whoever is about to do the one of this number; 0 kills nobody."""
         deeds = getattr(self._words, role)
         deeds.count, deeds.limit = 0, deed
         self._words.counting = 1

@@ -35,7 +35,7 @@ class RunningCore:
         self.socket = self.directory / "core.sock"
         self.audit = self.directory / "audit"
         self._log = (self.directory / "log").open("w+")
-        self._command = [
+        self.command = [
             *command,
             "serve",
             "--directory",
@@ -55,7 +55,7 @@ class RunningCore:
 
     def _started(self) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            self._command, cwd=ROOT, stdout=subprocess.PIPE, stderr=self._log, text=True
+            self.command, cwd=ROOT, stdout=subprocess.PIPE, stderr=self._log, text=True
         )
 
     def restart(self, how: signal.Signals) -> None:

@@ -97,9 +97,9 @@ class FileLimit(Disk):
 
 
 @contextmanager
-def small_disk(directory: Path) -> Iterator[Disk]:
-    """Mount it for a while."""
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", str(directory)]
+def small_disk(directory: Path, mib: int = 1) -> Iterator[Disk]:
+    """Mount it for a while, of so many MiB."""
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={mib}m,mode=700", "tmpfs", str(directory)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting a tmpfs needs CAP_SYS_ADMIN")
     try:

@@ -1,0 +1,49 @@
+"""kill -9 of core at every step of every operation, with a keeper: the next core goes on, the client's
+call is carried out once, and nobody else notices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.faults.killings import Stage
+from tests.faults.operations import OPERATIONS, Operation
+from tests.faults.shim import Shim
+
+SHORT = {"core": 2, "log": 1}
+both_roles = pytest.mark.parametrize("role", SHORT)
+each_operation = pytest.mark.parametrize("operation", OPERATIONS, ids=str)
+
+
+@pytest.fixture(scope="module")
+def stage(shim_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    directory = tmp_path_factory.mktemp("stage")
+    stage = Stage(Shim(shim_library, directory), directory)
+    try:
+        yield stage
+        stage.stop()
+    finally:
+        stage.close()
+
+
+@each_operation
+@both_roles
+def test_core_is_killed_at_some_steps(stage: Stage, operation: Operation, role: str) -> None:
+    deeds, expected = stage.rehearse(operation, role)
+    assert deeds
+    chance = Random(f"{operation} {role}")
+    for deed in chance.sample(range(1, deeds + 1), min(SHORT[role], deeds)):
+        stage.kill_core_at(operation, role, deed, expected)
+
+
+@pytest.mark.soak
+@each_operation
+@both_roles
+def test_core_is_killed_at_every_step(stage: Stage, operation: Operation, role: str) -> None:
+    deeds, expected = stage.rehearse(operation, role)
+    for deed in range(1, deeds + 2):
+        stage.kill_core_at(operation, role, deed, expected)
+    print(f"\n{operation}: core killed before each of {deeds} deeds of {role}, and after them")
