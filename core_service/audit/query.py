@@ -135,16 +135,17 @@ def _events_of(files: list[Path], after: int, limit: int, only: EventFilter) -> 
 
 
 def _lives_of(files: list[Path], after: int, limit: int, only: RecordFilter) -> list[Life]:
+    then = None
+    if only.at is not None:
+        files, then = _at_moment(files, only.at)
     if only.alive_only:
         files = files[-1:]
-    elif only.at is not None:
-        files = _since_moment(files, only.at)
     found: list[Life] = []
     for path, following in zip_longest(files, files[1:]):
         with _reading(path) as connection:
             found = [_latest(connection, life) for life in found]
             if len(found) < limit:
-                found += _lives(connection, after, limit - len(found), only)
+                found += _lives(connection, after, limit - len(found), only, then)
         if only.at is not None:
             limit = 0  # what began in later files did not live then
         elif following:
@@ -190,8 +191,9 @@ def _among(column: str, values: Collection[object]) -> str:
 
 
 def _lives(
-    connection: sqlite3.Connection, after: int, limit: int, only: RecordFilter
+    connection: sqlite3.Connection, after: int, limit: int, only: RecordFilter, then: int | None
 ) -> Iterator[Life]:
+    """`then` is the last event before the moment that is asked for."""
     within = _Where("revision > ?", after)
     if only.kinds:
         within.add(_among("kind", only.kinds), *only.kinds)
@@ -201,8 +203,8 @@ def _lives(
         within.add("name = ?", only.name)
     if only.alive_only:
         within.add("ended_revision IS NULL")
-    if only.at is not None:
-        within.add("created_wall_ns <= ? AND ifnull(ended_wall_ns > ?, true)", only.at, only.at)
+    if then is not None:
+        within.add("revision <= ? AND ifnull(ended_revision > ?, true)", then, then)
     condition = f"WHERE {within} ORDER BY revision LIMIT ?"
     return schema.lives(connection, condition, (*within.values, limit))
 
@@ -214,15 +216,16 @@ def _latest(connection: sqlite3.Connection, life: Life) -> Life:
     return next(schema.lives(connection, "WHERE revision = ?", (life.revision,)), life)
 
 
-def _since_moment(files: list[Path], moment: int) -> list[Path]:
-    """The file that was written at a moment, and those after it."""
-    for number in range(len(files) - 1, 0, -1):
+def _at_moment(files: list[Path], moment: int) -> tuple[list[Path], int]:
+    """The file that was written at a moment, and those after it, with the last event until then. Order
+    is that of events, whatever was done to the clock: of moments that it showed twice it is the later."""
+    for number in range(len(files) - 1, -1, -1):
         with _reading(files[number]) as connection:
-            query = "SELECT wall_ns FROM events ORDER BY revision LIMIT 1"
-            began = connection.execute(query).fetchone()
-        if began and began[0] <= moment:
-            return files[number:]
-    return files
+            query = "SELECT revision FROM events WHERE wall_ns <= ? ORDER BY revision DESC LIMIT 1"
+            last = connection.execute(query, (moment,)).fetchone()
+        if last:
+            return files[number:], last[0]
+    return [], 0
 
 
 class _Where:

@@ -24,6 +24,7 @@ class Script:
     def __init__(self, after: int = 0, boot_id: str = BOOT) -> None:
         self._revisions = count(after + 1)
         self._boot_id = boot_id
+        self.clock_ahead = 0  # seconds: the wall clock is set
 
     def __call__(
         self,
@@ -38,7 +39,7 @@ class Script:
         return Event(
             revision=revision,
             monotonic_ns=revision * SECOND,
-            wall_ns=START + revision * SECOND,
+            wall_ns=START + (revision + self.clock_ahead) * SECOND,
             kind=kind,
             subject=subject,
             actor=actor,

@@ -143,6 +143,28 @@ def test_filters_of_records(query: Query, only: RecordFilter, names: str) -> Non
     assert [life.name[-1] for life in query.records(3, 100, only)] == list(names.replace("1", ""))
 
 
+@pytest.mark.parametrize("file_events", [1, 3, 100])
+@pytest.mark.parametrize("ahead", [1000, -1000])
+def test_what_lived_at_a_moment_whatever_was_done_to_the_clock(
+    tmp_path: Path, file_events: int, ahead: int
+) -> None:
+    """It was wrong until it was set right between events 2 and 3."""
+    say = Script()
+    say.clock_ahead = ahead
+    events = [say(C, "dataspaces/1", created()), say(C, "dataspaces/2", created())]
+    say.clock_ahead = 0
+    events += [say(F, "dataspaces/1"), say(C, "dataspaces/3", created()), say(F, "dataspaces/2")]
+    with closing(Store(tmp_path, "process", file_events, 0)) as store:
+        for event in events:
+            store.append([row_of(event)])
+    query = Query(tmp_path)
+    living = {
+        number: [life.name[-1] for life in query.records(0, 9, RecordFilter(at=second(number)))]
+        for number in (3, 4, 5)
+    }
+    assert living == {3: ["2"], 4: ["2", "3"], 5: ["3"]}
+
+
 @pytest.mark.parametrize("only", [RecordFilter(), RecordFilter(at=second(4))])
 def test_a_record_is_as_it_is_now_whatever_file_it_began_in(
     query: Query, only: RecordFilter
