@@ -310,9 +310,11 @@ class Session:
             for first, end in without(there, mine):
                 await self.engine.unmap(first, end - first)
             for first, end in without(mine, there):
+                before = len(self._map)
                 pieces = self._map.detach(first, end - first)
+                self.account.take_over(caps=len(self._map))  # a hole leaves one more
+                self.account.refund(caps=before)
                 await self._forget_pieces(pieces, "core ended in the midst of it", "")
-                self.account.refund(caps=len(pieces))
 
     def _keep_attachments(self, gone: list[Attachment]) -> None:
         """What was unmapped is not kept; what is left of those that it was a part of, is."""
