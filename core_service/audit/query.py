@@ -218,7 +218,7 @@ def _latest(connection: sqlite3.Connection, life: Life) -> Life:
 
 def _at_moment(files: list[Path], moment: int) -> tuple[list[Path], int]:
     """The file that was written at a moment, and those after it, with the last event until then. Order
-    is that of events, whatever was done to the clock: of moments that it showed twice it is the later."""
+    is that of events, whatever was done to the clock: of two moments that it shows alike, the later."""
     for number in range(len(files) - 1, -1, -1):
         with _reading(files[number]) as connection:
             query = "SELECT revision FROM events WHERE wall_ns <= ? ORDER BY revision DESC LIMIT 1"
