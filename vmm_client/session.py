@@ -20,6 +20,8 @@ from vmsession.v1.vm_session_pb2 import (
     GetVcpuCpuidRequest,
     SetMsrFilterRequest,
     SetVcpuCpuidRequest,
+    UpgradeQuotaRequest,
+    UpgradeQuotaResponse,
 )
 from vmsession.v1.vm_session_pb2 import Attachment as AttachmentRecord
 from vmsession.v1.vm_session_pb2 import Session as SessionRecord
@@ -109,6 +111,13 @@ class Session:
             records = self._connection.rpc.call(self._stub.Detach, request).detached
             self.memory.detach(gpa, size)
         return [_attachment(record) for record in records]
+
+    def upgrade(self, ram: int = 0, capabilities: int = 0) -> UpgradeQuotaResponse:
+        """Move quota from this client to the session, such as a capability for each attachment; the
+        answer is what it has then. Raises Refused: see UpgradeQuota in vm_session.proto.
+        """
+        request = UpgradeQuotaRequest(session=self.name, ram=ram, capabilities=capabilities)
+        return self._connection.rpc.call(self._stub.UpgradeQuota, request)
 
     def create_vcpu(self, index: int = 0, *, stream: bool = False) -> Vcpu:
         """A new vCPU, below `capabilities.max_vcpus`. It runs when it is served.

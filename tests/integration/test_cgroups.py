@@ -275,7 +275,7 @@ def test_an_engine_that_takes_too_much_memory_ends_alone(start: Start, tmp_path:
         assert refused.value.reason == "ENGINE_DIED"
         assert len(list(client.sessions())) == 1
         assert [
-            event.cause for event in client.history(session.name) if "ended" in event.cause
+            event.cause for event in client.history(session.name).events if "ended" in event.cause
         ] == [f"engine ended: out of memory: {LIMIT}"]
     core.stop()
 

@@ -263,6 +263,24 @@ def test_more_memory_than_the_quota_is_refused_with_what_to_do(connection: Conne
     assert "vmm doctor" in caught.value.hint
 
 
+def test_a_session_is_given_more_of_its_clients_quota(connection: Connection) -> None:
+    with connection.create_session() as session, connection.create_ram(RAM_SIZE) as ram:
+        limit = session.upgrade().capabilities.limit
+        for number in range(limit):
+            session.attach(ram, gpa=number * RAM_SIZE)
+        with pytest.raises(Refused) as caught:
+            session.attach(ram, gpa=limit * RAM_SIZE)
+        assert caught.value.reason == "OUT_OF_CAPS"
+        told = {name: caught.value.metadata[name] for name in ("asked", "used", "limit")}
+        assert told == {"asked": "1", "used": str(limit), "limit": str(limit)}
+        upgraded = session.upgrade(ram=0x1000, capabilities=2)
+        assert (upgraded.capabilities.used, upgraded.capabilities.limit) == (limit, limit + 2)
+        session.attach(ram, gpa=limit * RAM_SIZE)
+        with pytest.raises(Refused) as caught:
+            session.upgrade(ram=1 << 62)
+        assert caught.value.reason == "OUT_OF_RAM"
+
+
 def test_memory_that_somebody_still_maps_is_told_as_held(connection: Connection) -> None:
     ram = connection.create_ram(RAM_SIZE)
     view = ram.view
