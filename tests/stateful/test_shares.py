@@ -21,6 +21,7 @@ from hypothesis.stateful import (
     rule,
 )
 
+from core_service import shares
 from core_service.allotment import Allotment
 from core_service.audit import AuditLog
 from core_service.client import Client
@@ -37,6 +38,7 @@ from dataspace.quota import Account, Amount
 from tests.stateful.shares_books import PAGE, Book, GuestMemory, Offer, Root
 
 USERS = (1000, 1001, 1002)
+STARTED = 1
 
 users = st.integers(0, len(USERS) - 1)
 picks = st.integers(0, 11)
@@ -56,7 +58,9 @@ class SharesMachine(RuleBasedStateMachine):
         self.clients: list[Client] = []
         self.sessions: list[Session] = []
         self.engines: list[GuestMemory] = []
-        self.pids = 1 << 23
+        self.pids = 1 << 23  # of nobody: the kernel must not be asked what tells them apart
+        self.patched = pytest.MonkeyPatch()
+        self.patched.setattr(shares, "distinction", lambda _pid: STARTED)
         for user in range(len(USERS)):
             self.connect(user)
 
@@ -84,7 +88,7 @@ class SharesMachine(RuleBasedStateMachine):
 
     def connect(self, user: int) -> None:
         self.pids += 1
-        identity = Identity(USERS[user], USERS[user], self.pids, 1)
+        identity = Identity(USERS[user], USERS[user], self.pids, STARTED)
         client = self.do(lambda: self.core.clients.connected(f"p{self.pids}", identity, None))
         engine = GuestMemory()
         account = Account("session", 0, 256, client.account)
@@ -477,6 +481,7 @@ class SharesMachine(RuleBasedStateMachine):
             self.run(session.close("the test ends"))
         self.run(self.core.stop())
         self.directory.cleanup()
+        self.patched.undo()
         used = self.core.users.root.used
         self.loop.close()
         assert used == Amount(0, 0)
