@@ -139,9 +139,21 @@ class Shares:
                     origin=share.dataspace,
                 )
             )
+        self._note_accepted(share, made)
         share.accepted = client.dataspaces[made.name] = made
         self._dataspaces.kept.share(share)
         return made
+
+    def _note_accepted(self, share: Share, made: Dataspace) -> None:
+        """The offer is its owner's, who is to know what became of it."""
+        who, detail = holder(made.client), {"dataspace": made.name}
+        try:
+            self._dataspaces.ledger.note(
+                EventKind.ACCEPTED, share.name, actor=who, cause="AcceptShare", detail=detail
+            )
+        except BaseException:
+            self._dataspaces.dispose(made, "offer could not be accepted")
+            raise
 
     async def revoke(self, client: Client, name: str) -> bool:
         """Take an offer back, and end what the receiver made of it; True if the receiver still holds the

@@ -42,6 +42,8 @@ class EventKind(StrEnum):
     """Its content was frozen for good."""
     SHARED = "shared"
     """A part of it, or all, was offered to another client: the subject is the offer."""
+    ACCEPTED = "accepted"
+    """An offer was taken: `detail` names what it became."""
     REVOKED = "revoked"
     """An offer was taken back."""
     OPENED = "opened"
@@ -84,7 +86,8 @@ class Event:
     - detached: session, gpa, size
     - handed_out: writable
     - shared: dataspace, uid, pid, offset, size, writable
-    - revoked: dataspace
+    - accepted: dataspace (the receiver's)
+    - revoked: dataspace, uid
     - opened, started: kind, holder, and what is particular to that kind
     - upgraded: ram, capabilities
     - policy: kind, file, digest (SHA-256 of the file)

@@ -40,6 +40,7 @@ _NO_MEMORY: Final = {
     EventKind.STARTED,
     EventKind.STOPPED,
     EventKind.SHARED,
+    EventKind.ACCEPTED,
     EventKind.REVOKED,
 }
 

@@ -146,7 +146,7 @@ MAKES: dict[str, tuple[Make, int]] = {
         1,
     ),
     "offer": (offer, 1),
-    "share": (accept, 1),
+    "share": (accept, 2),
     "upgrade": (upgrade, 1),
 }
 

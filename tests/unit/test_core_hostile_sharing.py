@@ -16,8 +16,9 @@ from vmsession.v1 import dataspace_pb2 as pb
 
 from core_service import roms
 from core_service.audit import Query
+from core_service.audit.query import EventFilter
 from core_service.client import TRANSFERS_AT_ONCE, Client
-from core_service.dataspaces import Dataspace
+from core_service.dataspaces import Dataspace, holder
 from core_service.identity import Identity, distinction
 from core_service.refusal import Refusal
 from core_service.rpc.dataspace_servicer import DataspaceServicer
@@ -200,6 +201,17 @@ async def test_what_ends_with_its_owner_is_not_said_to_be_his_wish(pair: Pair) -
         event = query.history(name)[-1].event
         cause = "its owner's ended: client process ended"
         assert (event.kind, event.actor, event.cause) == (kind, "", cause)
+
+
+async def test_the_owner_sees_by_whom_an_offer_was_taken(pair: Pair) -> None:
+    share, core = pair.offer(), pair.world.core
+    made = core.shares.accept(pair.receiver, share.name)
+    await core.everything_recorded()
+    seen = EventFilter(subject=share.name, uids=[pair.owner.identity.uid])
+    offered, taken = Query(core.audit.directory).events(only=seen)
+    assert offered.event.kind is EventKind.SHARED
+    assert (taken.event.kind, taken.event.actor) == (EventKind.ACCEPTED, holder(pair.receiver))
+    assert taken.event.detail == {"dataspace": made.name}
 
 
 async def test_whom_it_was_offered_to_sees_that_it_is_taken_back(pair: Pair) -> None:

@@ -312,7 +312,7 @@ class Event(_message.Message):
     """/proc/sys/kernel/random/boot_id."""
     kind: _builtins.str
     """What happened: `created`, `attached`, `detached`, `handed_out`, `held`, `released`, `freed`, `sealed`, `shared`,
-    `revoked`, `opened`, `closed`, `upgraded`, `lost`, `adopted`, `policy`, `started`, `stopped`.
+    `accepted`, `revoked`, `opened`, `closed`, `upgraded`, `lost`, `adopted`, `policy`, `started`, `stopped`.
     """
     subject: _builtins.str
     """The object: a dataspace, session, vCPU, client or core."""
