@@ -54,7 +54,7 @@ def test_leases_tickets_and_grace_go_by_real_time(core: RunningCore, shim: Shim,
             channel.send(ticket.ticket.encode())
             assert channel.recv(100) == b"ok"
         # without a lease it ends, in real time
-        eventually(lambda: client.history(victim.session)[-1].cause == "lease ended")
+        eventually(lambda: client.history(victim.session).events[-1].cause == "lease ended")
         assert [each.name for each in client.sessions()] == [session.name]  # with one it does not
         session.create_vcpu()
 

@@ -78,7 +78,7 @@ class Victim:
 
     def end(self) -> str:
         """The cause of its end that the audit tells."""
-        return self.client.history(self.session.name)[-1].cause
+        return self.client.history(self.session.name).events[-1].cause
 
 
 def test_an_engine_that_is_stopped_is_ended_and_its_session_alone(core: RunningCore) -> None:
@@ -110,6 +110,6 @@ def test_an_engine_that_is_stopped_is_ended_and_its_session_alone(core: RunningC
                 assert act.error.reason == "ENGINE_DIED"
                 assert act.error.metadata["why"] == UNANSWERED
             eventually(lambda name=name: victims[name].end() == f"engine ended: {UNANSWERED}")  # type: ignore[misc]
-        freed = client.history(victims["FreeDataspace"].ram.name)
+        freed = client.history(victims["FreeDataspace"].ram.name).events
         assert [each.kind for each in freed] == ["created", "attached", "detached", "freed"]
         assert len(core.engine_pids()) == 0
