@@ -284,3 +284,21 @@ void scribble_memory(uint8_t *memory, uint64_t bytes, uint64_t seed, const _Atom
 	}
 	*writes = s.writes;
 }
+
+/* Move whoever sleeps on `word` to a word that nobody wakes. Returns how many. */
+long swallow(uint32_t *word)
+{
+	static uint32_t aside;
+	return syscall(SYS_futex, word, FUTEX_REQUEUE, 0, (void *)INT32_MAX, &aside, 0);
+}
+
+/* Until *stop is not zero: how often *word was neither of two values. */
+uint64_t torn(const _Atomic uint64_t *word, uint64_t one, uint64_t other, const _Atomic uint32_t *stop)
+{
+	uint64_t times = 0;
+	while (!atomic_load_explicit(stop, memory_order_relaxed)) {
+		uint64_t seen = atomic_load_explicit(word, memory_order_relaxed);
+		times += seen != one && seen != other;
+	}
+	return times;
+}
