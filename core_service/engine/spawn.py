@@ -17,8 +17,8 @@ def spawn(
     executable: Path, environment: dict[str, str], channel: int, cgroup: Cgroup | None = None
 ) -> int:
     """Start an engine on its end of the channel. It gets a session of its own, so that a terminal's
-    signals do not reach it; what it prints goes to core's log. It enters its cgroup itself, before all
-    else. Raises OSError."""
+    signals do not reach it; what it prints before it is confined goes to core's log. It enters its
+    cgroup itself, before all else. Raises OSError."""
     if cgroup is None:
         return _spawn(executable, environment, [(channel, CHANNEL_FD)])
     entrance = cgroup.entrance()

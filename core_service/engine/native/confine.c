@@ -176,6 +176,16 @@ static void forget_files(void)
 }
 
 /* Memory of its own and threads are for its cgroup to limit: RLIMIT_NPROC counts all processes of the user. */
+/* What is printed would go into core's log, without a limit, and could look like core's own words. */
+static bool forget_output(void)
+{
+	int nowhere = open("/dev/null", O_WRONLY | O_CLOEXEC);
+	bool done = nowhere >= 0 && dup2(nowhere, STDOUT_FILENO) >= 0 && dup2(nowhere, STDERR_FILENO) >= 0;
+	if (nowhere > STDERR_FILENO)
+		close(nowhere);
+	return done;
+}
+
 static void limit(void)
 {
 	static const struct rlimit none = {0, 0}, descriptors = {DESCRIPTORS, DESCRIPTORS};
@@ -193,7 +203,10 @@ enum channel_status confine(const struct needs *needs, struct failure *failure)
 	(void)failure;
 	(void)write_program;
 	(void)forget_files;
+	(void)forget_output;
 #else
+	if (!forget_output())
+		return failed_call(failure, "/dev/null");
 	forget_files();
 	struct program program = {.length = 0};
 	write_program(&program, needs);
