@@ -103,7 +103,7 @@ class Adoption:
         for name in self._incomplete & self._core.sessions.keys():
             await self._core.close_session(self._core.sessions[name], INCOMPLETE)
         sessions = list(self._core.sessions.values())
-        await asyncio.gather(*(self._agree(session) for session in sessions))
+        await asyncio.gather(*(agree(session) for session in sessions))
         for undone in self._undone:
             await self._undo(undone)
         for client in self._ended:
@@ -341,14 +341,16 @@ class Adoption:
         elif made.name in made.dataspace.shares:
             await self._core.shares.revoke(made.owner, made.name)
 
-    async def _agree(self, session: Session) -> None:
-        """An engine that ended meanwhile is seen by its pidfd."""
-        with suppress(Refusal):
+
+async def agree(session: Session) -> None:
+    """Bring an engine in line. One that ended meanwhile is seen by its pidfd."""
+    with suppress(Refusal):
+        async with session.engine.in_time("tell what it has"):
             await session.agree_on_vcpus(UNANSWERED)
             for vcpu in session.vcpus.values():
                 if vcpu.page is None:
                     await _find(session, vcpu)
-            await session.agree_with_engine()
+        await session.agree_with_engine()
 
 
 async def _find(session: Session, vcpu: Vcpu) -> None:

@@ -303,18 +303,24 @@ class Session:
         """What an earlier core ended in the midst of: the engine has a mapping that is not on record any
         more, or not yet, or lacks one that is. Raises Refusal."""
         async with self._mutation:
-            listed = await self.list_mappings()
-            regions = sorted((each for each in listed if each.kind is MappingKind.REGION), key=_gpa)
-            there = [(each.gpa, each.gpa + each.size) for each in regions]
             mine = [(each.gpa, each.end) for each in self._map]
-            for first, end in without(there, mine):
-                await self.engine.unmap(first, end - first)
+            async with self.engine.in_time("unmap what is not attached"):
+                there = await self._regions()
+                for first, end in without(there, mine):
+                    await self.engine.unmap(first, end - first)
             for first, end in without(mine, there):
                 before = len(self._map)
                 pieces = self._map.detach(first, end - first)
                 self.account.take_over(caps=len(self._map))  # a hole leaves one more
                 self.account.refund(caps=before)
                 await self._forget_pieces(pieces, "core ended in the midst of it", "")
+
+    async def _regions(self) -> list[tuple[int, int]]:
+        """What the engine has mapped by its own table, in the order of addresses."""
+        listed = await self.list_mappings()
+        return sorted(
+            (each.gpa, each.gpa + each.size) for each in listed if each.kind is MappingKind.REGION
+        )
 
     def _keep_attachments(self, gone: list[Attachment]) -> None:
         """What was unmapped is not kept; what is left of those that it was a part of, is."""
@@ -480,10 +486,6 @@ class Session:
             self._dataspaces.dispose(vcpu.page, cause, actor)
         else:
             self.account.refund(ram=PAGE_BYTES, caps=1)
-
-
-def _gpa(mapping: Mapping) -> int:
-    return mapping.gpa
 
 
 def without(ranges: Ranges, others: Ranges) -> Iterator[tuple[int, int]]:

@@ -6,7 +6,8 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -282,14 +283,22 @@ class EngineProcess:
     async def list_mappings(self, most: int) -> list[Mapping]:
         """What the engine has mapped, by its own table, and by the kernel: at most so many entries.
         Nothing is to be mapped or unmapped before this returns."""
+        async with self.in_time("list its mappings"):
+            try:
+                return await listed(self._list_from, most)
+            except MalformedPacketError as error:
+                self._end_of_trust(str(error))
+                raise self._death() from error
+
+    @asynccontextmanager
+    async def in_time(self, deed: str) -> AsyncIterator[None]:
+        """What takes several answers takes no longer than one may. Raises Refusal."""
         try:
             async with asyncio.timeout(ANSWER_LIMIT):
-                return await listed(self._list_from, most)
+                yield
         except TimeoutError:
-            self._end_of_trust(f"it did not list its mappings within {ANSWER_LIMIT:g} s")
-        except MalformedPacketError as error:
-            self._end_of_trust(str(error))
-        raise self._death()
+            self._end_of_trust(f"it did not {deed} within {ANSWER_LIMIT:g} s")
+            raise self._death() from None
 
     async def _list_from(self, first: int) -> Mappings:
         return await self._ask(Mappings, lambda number: protocol.list_packet(number, first))

@@ -19,7 +19,7 @@ from typing import Final
 CHANNEL: Final = 3
 HELLO, EXIT, FAILED, RESPONSE, CPUID, MAPPINGS = 1, 2, 3, 4, 6, 7
 UNMAP, RUN = 18, 19
-OK, NOT_STOPPED, LIMIT = 0, 4, 6
+OK, NO_VCPU, NOT_STOPPED, LIMIT = 0, 2, 4, 6
 HLT: Final = 5
 LEAVES: Final = 160
 ENTRIES: Final = 120
@@ -251,6 +251,17 @@ def lists_in_crumbs(engine: Engine) -> None:
 def lists_slowly(engine: Engine) -> None:
     """Each part within the time for an answer."""
     lists(engine, 2 * ENTRIES, ENTRIES, 0.15)
+
+
+def dawdles(engine: Engine) -> None:
+    """Answers each request within the time for one."""
+    engine.hello()
+
+    def answer(_: int, number: int) -> None:
+        select.select([], [], [], 0.12)
+        engine.respond(number, NO_VCPU)
+
+    engine.serve(answer)
 
 
 def unknown_status(engine: Engine) -> None:

@@ -12,13 +12,16 @@ from typing import Any
 import pytest
 from vmsession.v1 import vcpu_pb2, vm_session_pb2
 
+from core_service.adoption import agree
 from core_service.engine import process as engine_process
 from core_service.engine.process import EngineProcess
 from core_service.refusal import Refusal
 from core_service.rpc import vcpu_calls
 from core_service.settings import Settings
+from core_service.vcpu import Vcpu
 from core_service.verify.verification import Verification
 from dataspace.address_map import AddressMap
+from dataspace.vcpu_page import PAGE_BYTES
 from tests.unit.core_in_process import PAGE, InProcess, behaviours, in_process, open_fds, until
 
 NAMES = (
@@ -44,6 +47,7 @@ NAMES = (
     "lists_without_end",
     "lists_in_crumbs",
     "lists_slowly",
+    "dawdles",
 )
 
 
@@ -272,3 +276,17 @@ async def test_lists_that_would_hold_up_verification(
     assert verified.mappings == 0
     await until(lambda: not world.core.sessions)
     assert session.engine.died == why
+
+
+async def test_an_engine_that_would_hold_up_the_next_core(
+    world: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Core asks an adopted engine many things before it serves: not each of them may take its time."""
+    monkeypatch.setattr(engine_process, "ANSWER_LIMIT", 0.3)
+    session = await world.session(world.client(), "dawdles")
+    for index in range(8):
+        session.vcpus[index] = Vcpu(f"{session.name}/vcpus/{index}", index, None)
+        session.account.charge(ram=PAGE_BYTES, caps=1)
+    await agree(session)
+    await until(lambda: not world.core.sessions)
+    assert session.engine.died == "it did not tell what it has within 0.3 s"
