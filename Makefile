@@ -9,7 +9,7 @@ NATIVE := $(wildcard core_service/engine/native/*.[ch]) $(wildcard core_service/
 include deploy/install.mk
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types bench soak table man proto lock clean
+.PHONY: help demo test lint types bench soak hostile table man proto lock clean
 
 help:
 	@echo "make demo    boot Linux and small guests against a private core, then audit every dataspace"
@@ -17,7 +17,8 @@ help:
 	@echo "make lint    ruff, import-linter, buf"
 	@echo "make types   mypy --strict"
 	@echo "make bench   measure the cost of exits; writes bench.json"
-	@echo "make soak    long campaigns, an hour; writes soak.json"
+	@echo "make soak    long campaigns, an hour and a half; writes soak.json"
+	@echo "make hostile those of them that attack; writes hostile.*.json"
 	@echo "make table   write docs/engines.md: what each engine claims to do"
 	@echo "make proto   generate the gRPC code again"
 	@echo "make man     write docs/man: the manual pages, from the commands"
@@ -67,6 +68,10 @@ bench: $(VENV)/.vmsession
 soak: $(VENV)/.dev $(VENV)/.vmsession
 	@$(BIN)/python -m pytest -m soak --timeout 0
 
+hostile: $(VENV)/.dev $(VENV)/.vmsession
+	@$(BIN)/python -m tests.libx86emu
+	@$(BIN)/python -m pytest -m soak --timeout 0 tests/hostile tests/engine/test_soft_fuzz.py
+
 table: $(VENV)/.dev $(VENV)/.vmsession
 	@$(BIN)/python -m tests.conformance.engine_table
 
@@ -81,4 +86,4 @@ lock: $(VENV)/.dev
 	$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info core_service/engine/native/bin dataspace/_page*.so bench.json soak.json
+	rm -rf $(VENV) build dist *.egg-info core_service/engine/native/bin dataspace/_page*.so bench.json soak.json hostile.*.json
