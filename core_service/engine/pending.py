@@ -43,6 +43,9 @@ class Pending:
         self._numbers = itertools.count(secrets.randbits(32) if late else 1)
         self._requests: dict[int, Request] = {}
 
+    def __len__(self) -> int:
+        return len(self._requests)
+
     def add(
         self, kind: type[Answer], refused: Callable[[], None], limit: float
     ) -> tuple[int, asyncio.Future[Answer]]:

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 ANSWER_LIMIT: Final = 10.0  # seconds; an engine that does not answer within is ended
+REQUESTS_LIMIT: Final = 256  # that an engine owes answers to; its vCPUs' VMMs need a few each
 
 REASONS: Final = {
     Status.NO_VCPU: "NOT_FOUND",
@@ -331,9 +332,18 @@ class EngineProcess:
             if fd is not None:
                 os.close(fd)
             raise self._death()
+        if len(self._pending) >= REQUESTS_LIMIT:
+            if fd is not None:
+                os.close(fd)
+            raise self._busy()
         number, answer = self._pending.add(kind, refused, ANSWER_LIMIT)
         self._channel.send(packet(number), fd)
         return answer
+
+    def _busy(self) -> Refusal:
+        limit = REQUESTS_LIMIT
+        why = f"engine {self.name} has {limit} requests to answer: ask again when it has"
+        return Refusal("ENGINE_LIMIT", why, asked=1, used=limit, limit=limit)
 
     async def _success(self, request: asyncio.Future[Answer]) -> Answer:
         result = await asyncio.shield(request)

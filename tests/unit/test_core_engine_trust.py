@@ -290,3 +290,17 @@ async def test_an_engine_that_would_hold_up_the_next_core(
     await agree(session)
     await until(lambda: not world.core.sessions)
     assert session.engine.died == "it did not tell what it has within 0.3 s"
+
+
+async def test_requests_that_are_not_answered_do_not_pile_up(world: InProcess) -> None:
+    """Each is kept with its packet, also when its caller has gone."""
+    session = await world.session(world.client(), "silent")
+    for _ in range(engine_process.REQUESTS_LIMIT):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0):
+                await session.engine.pause(0)
+    with pytest.raises(Refusal) as refused:
+        await session.engine.pause(0)
+    assert refused.value.reason == "ENGINE_LIMIT"
+    limit = engine_process.REQUESTS_LIMIT
+    assert refused.value.numbers == {"asked": 1, "used": limit, "limit": limit}

@@ -62,7 +62,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_ENGINE_DIED: _ErrorReason.ValueType  # 12
     """ABORTED. The session's engine process ended; the session is gone or going. Metadata `why`."""
     ERROR_REASON_ENGINE_LIMIT: _ErrorReason.ValueType  # 13
-    """FAILED_PRECONDITION. The engine refuses what was asked at one of its own limits."""
+    """FAILED_PRECONDITION. The engine refuses what was asked at one of its own limits, or has 256 requests to
+    answer already: metadata `asked`, `used`, `limit`.
+    """
     ERROR_REASON_NOT_STOPPED: _ErrorReason.ValueType  # 14
     """FAILED_PRECONDITION. The vCPU runs, or is stopped at another exit than the one named."""
     ERROR_REASON_MID_INSTRUCTION: _ErrorReason.ValueType  # 15
@@ -151,7 +153,9 @@ ERROR_REASON_ENGINE_UNAVAILABLE: ErrorReason.ValueType  # 11
 ERROR_REASON_ENGINE_DIED: ErrorReason.ValueType  # 12
 """ABORTED. The session's engine process ended; the session is gone or going. Metadata `why`."""
 ERROR_REASON_ENGINE_LIMIT: ErrorReason.ValueType  # 13
-"""FAILED_PRECONDITION. The engine refuses what was asked at one of its own limits."""
+"""FAILED_PRECONDITION. The engine refuses what was asked at one of its own limits, or has 256 requests to
+answer already: metadata `asked`, `used`, `limit`.
+"""
 ERROR_REASON_NOT_STOPPED: ErrorReason.ValueType  # 14
 """FAILED_PRECONDITION. The vCPU runs, or is stopped at another exit than the one named."""
 ERROR_REASON_MID_INSTRUCTION: ErrorReason.ValueType  # 15

@@ -32,7 +32,7 @@ class VmSessionServiceStub:
     Mutations take a `request_id`: a non-empty one makes a repeated call return the first result again, as
     long as it is among the latest 256 of the client. The same id with another request is
     REQUEST_ID_REUSED. Every mutation can give SHUTTING_DOWN when the client's lease ended, and every method
-    ENGINE_DIED when the session's engine process ended.
+    ENGINE_DIED when the session's engine process ended, or ENGINE_LIMIT when it has 256 requests to answer.
     """
 
     def __init__(self, channel):
@@ -150,7 +150,7 @@ class VmSessionServiceServicer:
     Mutations take a `request_id`: a non-empty one makes a repeated call return the first result again, as
     long as it is among the latest 256 of the client. The same id with another request is
     REQUEST_ID_REUSED. Every mutation can give SHUTTING_DOWN when the client's lease ended, and every method
-    ENGINE_DIED when the session's engine process ended.
+    ENGINE_DIED when the session's engine process ended, or ENGINE_LIMIT when it has 256 requests to answer.
     """
 
     def CreateSession(self, request, context):
@@ -450,7 +450,7 @@ class VmSessionService:
     Mutations take a `request_id`: a non-empty one makes a repeated call return the first result again, as
     long as it is among the latest 256 of the client. The same id with another request is
     REQUEST_ID_REUSED. Every mutation can give SHUTTING_DOWN when the client's lease ended, and every method
-    ENGINE_DIED when the session's engine process ended.
+    ENGINE_DIED when the session's engine process ended, or ENGINE_LIMIT when it has 256 requests to answer.
     """
 
     @staticmethod

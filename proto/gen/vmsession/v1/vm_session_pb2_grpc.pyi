@@ -33,7 +33,7 @@ class VmSessionServiceStub:
     Mutations take a `request_id`: a non-empty one makes a repeated call return the first result again, as
     long as it is among the latest 256 of the client. The same id with another request is
     REQUEST_ID_REUSED. Every mutation can give SHUTTING_DOWN when the client's lease ended, and every method
-    ENGINE_DIED when the session's engine process ended.
+    ENGINE_DIED when the session's engine process ended, or ENGINE_LIMIT when it has 256 requests to answer.
     """
 
     @_typing.overload
@@ -144,7 +144,7 @@ class VmSessionServiceAsyncStub(VmSessionServiceStub):
     Mutations take a `request_id`: a non-empty one makes a repeated call return the first result again, as
     long as it is among the latest 256 of the client. The same id with another request is
     REQUEST_ID_REUSED. Every mutation can give SHUTTING_DOWN when the client's lease ended, and every method
-    ENGINE_DIED when the session's engine process ended.
+    ENGINE_DIED when the session's engine process ended, or ENGINE_LIMIT when it has 256 requests to answer.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -251,7 +251,7 @@ class VmSessionServiceServicer(metaclass=_abc_1.ABCMeta):
     Mutations take a `request_id`: a non-empty one makes a repeated call return the first result again, as
     long as it is among the latest 256 of the client. The same id with another request is
     REQUEST_ID_REUSED. Every mutation can give SHUTTING_DOWN when the client's lease ended, and every method
-    ENGINE_DIED when the session's engine process ended.
+    ENGINE_DIED when the session's engine process ended, or ENGINE_LIMIT when it has 256 requests to answer.
     """
 
     @_abc_1.abstractmethod
