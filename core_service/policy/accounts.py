@@ -51,13 +51,20 @@ def group_of(group: User, where: Where) -> People:
     return People(frozenset(members), frozenset({found.gr_gid}))
 
 
-def people(users: Sequence[User], groups: Sequence[User], where: Where = ()) -> People:
-    """Those of two lists; everybody where both are empty. Raises PolicyError."""
-    if not users and not groups:
+def people(
+    users: Sequence[User] | None, groups: Sequence[User] | None, where: Where = ()
+) -> People:
+    """Those of two lists; everybody where there is neither. Raises PolicyError, also for an empty one:
+    who took the last name out of it did not mean everybody."""
+    for key, names in (("users", users), ("groups", groups)):
+        if names is not None and not names:
+            why = "names nobody; leave it out for everybody, or the rule for nobody"
+            raise PolicyError(why, (*where, key))
+    if users is None and groups is None:
         return People(everybody=True)
-    uids = {uid_of(user, (*where, "users")) for user in users}
+    uids = {uid_of(user, (*where, "users")) for user in users or ()}
     gids: set[int] = set()
-    for group in groups:
+    for group in groups or ():
         found = group_of(group, (*where, "groups"))
         uids |= found.uids
         gids |= found.gids
@@ -65,11 +72,12 @@ def people(users: Sequence[User], groups: Sequence[User], where: Where = ()) -> 
 
 
 def mixed(names: Sequence[User], where: Where) -> People:
-    """Those of one list of users and `@group`s. Raises PolicyError."""
+    """Those of one list of users and `@group`s, the number of a group among them. Raises PolicyError."""
     if not names:
         return People()
     users = [name for name in names if not str(name).startswith("@")]
-    groups = [name[1:] for name in names if isinstance(name, str) and name.startswith("@")]
+    named = [name[1:] for name in names if isinstance(name, str) and name.startswith("@")]
+    groups = [int(name) if name.isascii() and name.isdecimal() else name for name in named]
     uids = {uid_of(user, where) for user in users}
     gids: set[int] = set()
     for group in groups:

@@ -30,8 +30,8 @@ class LimitsForm(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class RuleForm(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """`[[allow]]`: whom it is for, and what they may have; what it does not say stays as it is."""
 
-    users: list[User] = []
-    groups: list[User] = []
+    users: list[User] | None = None
+    groups: list[User] | None = None
     label: str = ""
     sessions: Count | None = None
     vcpus: Count | None = None

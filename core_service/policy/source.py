@@ -198,8 +198,8 @@ def _line_of(text: str, where: Where) -> int:
         elif table := re.match(r"\s*\[\s*([\w.-]+)\s*\]", line):
             place = (table[1],)
             at = place
-        elif key := re.match(r"\s*\"?([\w-]+)\"?\s*=", line):
-            at = (*place, key[1])
+        elif key := re.match(r"\s*([\w\"'.-]+)\s*=", line):
+            at = (*place, *re.findall(r"[\w-]+", key[1]))
         else:
             continue
         common = len(at) if where[: len(at)] == at else 0

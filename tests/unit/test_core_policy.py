@@ -145,6 +145,12 @@ def test_users_and_groups_by_name(tmp_path: Path) -> None:
     assert policy.sight(identity(4321)).uids == frozenset()
 
 
+def test_operators_are_a_group_by_its_number_where_there_are_no_names(tmp_path: Path) -> None:
+    policy = policy_of(tmp_path, "operators = ['@4000']\n[[allow]]\n")
+    assert policy.sight(identity(4321, 4000)).everything
+    assert not policy.sight(identity(4000, 4321)).everything
+
+
 @pytest.mark.parametrize(
     ("text", "line", "key", "why"),
     [
@@ -169,6 +175,11 @@ def test_users_and_groups_by_name(tmp_path: Path) -> None:
             "rule 1",
         ),
         ("[other]\n", 1, "other", "no such key"),
+        ("\nlimits.ram = '4 GB'\n", 2, "limits.ram", "'4 GB' is no size"),
+        ("[[allow]]\nusers = []\n", 2, "allow[0].users", "names nobody"),
+        ("[[allow]]\nusers = [1]\ngroups = []\n", 3, "allow[0].groups", "names nobody"),
+        ("operators = ['@no-such']\n", 1, "operators", "no group 'no-such'"),
+        ("operators = ['@4294967296']\n", 1, "operators", "4294967296 is no id"),
     ],
 )
 def test_what_is_wrong_is_told_with_its_line(
