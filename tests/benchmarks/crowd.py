@@ -1,5 +1,5 @@
-"""A core, with a keeper as a service has it, 200 clients and 400 virtual machines: what each costs in
-memory, and what a call takes while the others are idle, and while eight more take exits at full speed."""
+"""A core with its keeper, 200 clients and 400 virtual machines: what each costs in memory, and what a
+call takes while the others are idle, and while eight more take exits as fast as they can."""
 
 from __future__ import annotations
 
