@@ -107,7 +107,7 @@ class Core:
         self.kept.format()
         self.adoption = adoption = Adoption(self, records or {})
         adopted = adoption.take_over()
-        self.cgroups.clear()
+        self.cgroups.clear(self.sessions)
         self.cgroups.must_do_for(self.policy)
         for name, kind in self.audit.alive():
             if (name, kind) not in adopted:

@@ -5,9 +5,9 @@
     .control        systemd's, for what it runs beside core
 
 Limits hold while a core sets them: in between, systemd must be able to start the next one in the cgroup
-itself, so `release-cgroups` lifts them, and memory taken before counts no more. A systemd that starts core
-in its part needs none of that. Cgroups of a core that was killed become empty as their engines end; the
-next core goes on with those that its keeper kept, and removes the others.
+itself, so `release-cgroups` lifts them, and memory taken before counts no more. A systemd that starts a
+core in its part needs none of that. Cgroups of a core that was killed become empty as their engines end;
+the next core goes on with those that its keeper kept, and removes the others.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from core_service.cgroups.limits import CONTROLLERS, limit, write
 from core_service.workers import workers
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from concurrent.futures import Executor
     from pathlib import Path
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 ENGINES: Final = "engines"
+SESSIONS: Final = "sessions/"  # how the names of sessions begin
 NEEDS: Final = {"engine_memory": "memory", "engine_cpu": "cpu"}
 
 
@@ -44,7 +46,6 @@ class Cgroups:
     def __init__(self) -> None:
         self.controllers: frozenset[str] = frozenset()
         self._engines: Path | None = None
-        self._adopted: set[str] = set()
         self._lock = -1
         self._removals: set[asyncio.Task[None]] = set()
         self._thread: Executor | None = None
@@ -83,16 +84,15 @@ class Cgroups:
         none. Raises OSError."""
         if self._engines is None or not (self._engines / _name(session)).is_dir():
             return None
-        self._adopted.add(_name(session))
         limit(self._engines / _name(session), allotment, self.controllers)
         return self._cgroup(session, allotment)
 
-    def clear(self) -> None:
-        """Before there are new ones: remove, soon, what an earlier core left and nobody adopted."""
+    def clear(self, sessions: Collection[str]) -> None:
+        """Before there are new ones: remove, soon, what an earlier core left and no session has."""
         if self._engines is None or self._thread is None:
             return
         for left in self._engines.iterdir():
-            if left.is_dir() and left.name not in self._adopted:
+            if left.is_dir() and f"{SESSIONS}{left.name}" not in sessions:
                 removal = Cgroup(left, None, self._thread).remove()
                 task = asyncio.get_running_loop().create_task(removal)
                 self._removals.add(task)
@@ -125,7 +125,7 @@ class Cgroups:
 
 
 def _name(session: str) -> str:
-    return session.removeprefix("sessions/")
+    return session.removeprefix(SESSIONS)
 
 
 def _locked(own: Path) -> int:

@@ -181,5 +181,5 @@ async def test_without_a_cgroup_there_are_none() -> None:
     cgroups = Cgroups()
     assert await cgroups.make("sessions/x", WHOLE) is None
     assert cgroups.adopt("sessions/x", WHOLE) is None
-    cgroups.clear()
+    cgroups.clear(())
     await cgroups.close()
