@@ -36,8 +36,9 @@ ONLOOKER: Final = ClientLimits(
 @dataclass(frozen=True, slots=True)
 class SessionLimits:
     """What a session may be, and how many of those whose labels begin with `label` a user may have.
-    `engines` None is any; no `cpus` are all; `engine_memory` in bytes and `engine_cpu` in percent of a
-    CPU bound the engine's cgroup, None does not."""
+    `engines` None is any; `priority` is the most urgent, as of nice(1); no `cpus` are all;
+    `engine_memory` in bytes and `engine_cpu` in percent of a CPU bound the engine's cgroup, None does
+    not."""
 
     label: str
     sessions: int
