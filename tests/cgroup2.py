@@ -15,7 +15,8 @@ from tests.deploy.staging import DEPLOY
 SCRIPT = DEPLOY / "libexec/release-cgroups"
 # As on a system whose only hierarchy is the second: in a mount namespace of its own.
 RELEASE = """
-mount -t cgroup2 cgroup2 /sys/fs/cgroup && echo $$ >/sys/fs/cgroup/$1/.control/cgroup.procs && exec "$2"
+[ -e /sys/fs/cgroup/cgroup.procs ] || mount -t cgroup2 cgroup2 /sys/fs/cgroup || exit 1
+echo $$ >/sys/fs/cgroup/$1/.control/cgroup.procs && exec "$2"
 """
 
 

@@ -81,10 +81,13 @@ class Cgroups:
 
     def adopt(self, session: str, allotment: Allotment) -> Cgroup | None:
         """That of an engine which an earlier core started, with the same limits again; None if it has
-        none. Raises OSError."""
+        none. A machine goes on although a limit cannot be set."""
         if self._engines is None or not (self._engines / _name(session)).is_dir():
             return None
-        limit(self._engines / _name(session), allotment, self.controllers)
+        try:
+            limit(self._engines / _name(session), allotment, self.controllers)
+        except OSError as error:
+            log.error("an engine is not limited any more", session=session, why=str(error))  # noqa: TRY400
         return self._cgroup(session, allotment)
 
     def clear(self, sessions: Collection[str]) -> None:

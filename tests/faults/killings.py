@@ -75,14 +75,14 @@ class Repeats:
 class Stage:
     """A core with its keeper and shim, an actor and a bystander."""
 
-    def __init__(self, shim: Shim, directory: Path) -> None:
+    def __init__(self, shim: Shim, directory: Path, cgroup: Path | None = None) -> None:
         rom = directory / "roms" / "bios"
         rom.parent.mkdir()
         rom.write_bytes(b"rom")
         policy = directory / "policy.toml"
         policy.write_text(f'[[allow]]\nrom_paths = ["{rom.parent}"]\n')
         self.shim = shim
-        self.core: RunningCore = shim.core("--keep", KEEP, "--policy", str(policy))
+        self.core: RunningCore = shim.core("--keep", KEEP, "--policy", str(policy), cgroup=cgroup)
         self.bystander = Bystander(self.core.socket)
         self.client = connect(str(self.core.socket))
         self.repeats = Repeats(self.client)

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 from core_service.engine.native.build import compiler
+from tests.cgroup2 import inside
 from tests.integration.running_core import VMCORE, RunningCore
 
 SOURCE = Path(__file__).parent / "shim.c"
@@ -50,12 +51,11 @@ class Shim:
             self._memory = mmap.mmap(file.fileno(), mmap.PAGESIZE)
         self._words = Control.from_buffer(self._memory)
 
-    def core(self, *options: str) -> RunningCore:
-        """A core that heeds this; the caller closes it."""
+    def core(self, *options: str, cgroup: Path | None = None) -> RunningCore:
+        """A core that heeds this, in a cgroup; the caller closes it."""
         preload = f"LD_PRELOAD={self._library}"
-        return RunningCore(
-            *options, command=("env", preload, f"VMSESSION_FAULTS={self._path}", VMCORE)
-        )
+        command = ("env", preload, f"VMSESSION_FAULTS={self._path}", VMCORE)
+        return RunningCore(*options, command=inside(cgroup, *command) if cgroup else command)
 
     def arm(self, role: str, deed: int) -> None:
         """From now on count the deeds of `core`'s event loop, of the writer of its `log`, or of any
