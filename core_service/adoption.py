@@ -106,6 +106,8 @@ class Adoption:
         await asyncio.gather(*(agree(session) for session in sessions))
         for undone in self._undone:
             await self._undo(undone)
+        for part in self._shares_without_offers():
+            await self._core.dataspaces.end(part, UNANSWERED)
         for client in self._ended:
             client.end("client ended while no core ran")
 
@@ -319,6 +321,17 @@ class Adoption:
             if page.kind == "vcpu_page"
             and not self._core.dataspaces.is_held(page)
             and not any(vcpu.page is page for vcpu in self._vcpus_beside(name))
+        ]
+
+    def _shares_without_offers(self) -> list[Dataspace]:
+        """What an offer had become that was being taken back, or became without anybody being told."""
+        dataspaces = self._core.dataspaces
+        return [
+            part
+            for part in dataspaces.all.values()
+            if part.origin
+            and not dataspaces.is_held(part)
+            and not any(share.accepted is part for share in part.origin.shares.values())
         ]
 
     def _vcpus_beside(self, name: str) -> Iterable[Vcpu]:
