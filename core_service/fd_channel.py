@@ -160,7 +160,9 @@ class FdChannels:
             return
         try:
             identity = peer_identity(connection)
-        except ProcessLookupError:
+        except OSError as error:
+            if not isinstance(error, ProcessLookupError):
+                log.warning("cannot accept an fd channel", error=str(error))
             connection.close()
             return
         if self._unidentified[identity.uid] >= UNIDENTIFIED_LIMIT:

@@ -64,6 +64,9 @@ class FrontDoor:
             identity, pidfd = peer(connection)
         except ProcessLookupError:
             return None
+        except OSError as error:
+            log.warning("cannot admit a connection", error=str(error))
+            return None
         if not self._lets_in(identity):
             if pidfd is not None:
                 os.close(pidfd)

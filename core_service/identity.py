@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""What the host has no more of."""
 SO_PEERPIDFD: Final = 77  # Linux 6.5, include/uapi/asm-generic/socket.h
 NOBODY: Final = -1  # what no process is known by
 
@@ -41,20 +43,25 @@ def peer(connection: socket.socket) -> tuple[Identity, int | None]:
     """The process that connected (SO_PEERCRED, unix(7)), and a pidfd of it, owned by the caller; None
     where there is none to be had.
 
-    Raises ProcessLookupError if it ended already: its pid may be another's by now.
+    Raises ProcessLookupError if it ended already: its pid may be another's by now. Raises OSError where
+    core lacks an fd to look: half an identity would be another's.
     """
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid, uid, gid = struct.unpack("3i", raw)
     pidfd = _peer_pidfd(connection, pid)
-    identity = Identity(uid, gid, pid, _distinction(pid, pidfd))
-    if pidfd is not None and _ended(pidfd):
-        os.close(pidfd)
-        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+    try:
+        identity = Identity(uid, gid, pid, _distinction(pid, pidfd))
+        if pidfd is not None and _ended(pidfd):
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+    except BaseException:
+        if pidfd is not None:
+            os.close(pidfd)
+        raise
     return identity, pidfd
 
 
 def peer_identity(connection: socket.socket) -> Identity:
-    """As `peer`, without the pidfd. Raises ProcessLookupError."""
+    """As `peer`, without the pidfd. Raises ProcessLookupError, OSError."""
     identity, pidfd = peer(connection)
     if pidfd is not None:
         os.close(pidfd)
@@ -62,12 +69,14 @@ def peer_identity(connection: socket.socket) -> Identity:
 
 
 def distinction(pid: int) -> int:
-    """What tells the process that has this pid now from later ones; NOBODY if there is none."""
+    """What tells the process that has this pid now from later ones; NOBODY if there is none. Raises
+    OSError where core lacks an fd to look."""
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return NOBODY
-    except OSError:
+    except OSError as error:
+        _must_not_be_exhausted(error)
         return _start_time(pid)
     try:
         return _distinction(pid, pidfd)
@@ -82,14 +91,22 @@ def _peer_pidfd(connection: socket.socket, pid: int) -> int | None:
     except OSError as error:
         if error.errno in {errno.ESRCH, errno.EINVAL}:  # reaped: its pid may be another's by now
             raise ProcessLookupError(error.errno, error.strerror) from error
+        _must_not_be_exhausted(error)
     if pid == 0:
         return None
     try:
         return os.pidfd_open(pid)
     except ProcessLookupError:
         raise
-    except OSError:
+    except OSError as error:
+        _must_not_be_exhausted(error)
         return None
+
+
+def _must_not_be_exhausted(error: OSError) -> None:
+    """What cannot be told is one thing, what could be told by who had an fd another."""
+    if error.errno in EXHAUSTED:
+        raise error
 
 
 def _ended(pidfd: int) -> bool:
@@ -120,7 +137,11 @@ _ANONYMOUS: Final = _anonymous_device()
 
 def _start_time(pid: int) -> int:
     """Field 22 of /proc/PID/stat (proc(5)); the name before it may hold spaces and parentheses."""
-    with suppress(OSError, ValueError, IndexError):
+    try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError as error:
+        _must_not_be_exhausted(error)
+        return 0
+    with suppress(ValueError, IndexError):
         return int(stat[stat.rindex(b")") + 2 :].split()[19])
     return 0

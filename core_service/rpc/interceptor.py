@@ -13,6 +13,7 @@ import structlog
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 
+from core_service.identity import EXHAUSTED
 from core_service.refusal import CODES, DOMAIN, Refusal
 from core_service.rpc.decoding import Decoded, must_be_decoded, tolerant
 from core_service.users import SHARED
@@ -104,6 +105,9 @@ def refusal_of(error: Exception, method: str) -> Refusal:
         return _out_of_quota(error)
     if isinstance(error, DataspaceError) and error.reason in CODES:
         return Refusal(error.reason, str(error), **error.numbers)
+    if isinstance(error, OSError) and error.errno in EXHAUSTED:
+        why = f"core lacks what this takes: {error.strerror}"
+        return Refusal("MEMORY_FAILURE", why, errno=error.errno)
     incident = secrets.token_hex(4)
     log.error("defect", method=method, incident=incident, exc_info=error)
     return Refusal(
