@@ -125,7 +125,7 @@ class Service:
         self._channels.open(fds)
         self._door = FrontDoor(core.clients, grpc_socket)
         await self._health.begin()
-        await self._door.open(public)
+        self._door.open(public)
         core.life.reach(Phase.SERVING)
         self._health.on_news = self._manager.health
         log.info("serving", socket=str(self._settings.socket))
