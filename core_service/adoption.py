@@ -86,7 +86,7 @@ class Adoption:
             (self._dataspace, self._dataspaces()),
             (self._share, self._named("share:")),
             (self._vcpu, self._named("vcpu:")),
-            (self._attachment, self._named("attachment:")),
+            (self._attachment, sorted(self._named("attachment:"), key=_gpa)),
             (self._answer, self._named("answer:")),
         )
         for step, names in steps:
@@ -299,6 +299,7 @@ class Adoption:
         answer = message_factory.GetMessageClass(descriptor)()
         answer.ParseFromString(base64.b64decode(raw))
         self._clients[owner].requests.resume((kind, request), bytes.fromhex(digest), answer)
+        self._core.kept.answer(key, value)
 
     # -- what was under way
 
@@ -364,6 +365,10 @@ async def agree(session: Session) -> None:
                 if vcpu.page is None:
                     await _find(session, vcpu)
         await session.agree_with_engine()
+
+
+def _gpa(attachment: str) -> int:
+    return int(attachment.rpartition(":")[2])
 
 
 async def _find(session: Session, vcpu: Vcpu) -> None:

@@ -187,13 +187,14 @@ class Kept:
         """It was carried out. While both are kept, the answer counts."""
         raw = answer.SerializeToString()
         if len(raw) <= ANSWER_LIMIT:
-            value = [
-                answer.DESCRIPTOR.full_name,
-                digest.hex(),
-                base64.b64encode(raw).decode(),
-            ]
-            self._put(f"answer:{key}", value)
+            self.answer(
+                key, [answer.DESCRIPTOR.full_name, digest.hex(), base64.b64encode(raw).decode()]
+            )
         self.over(attempt)
+
+    def answer(self, key: str, value: list[str]) -> None:
+        """What a request was answered."""
+        self._put(f"answer:{key}", value)
 
     def over(self, attempt: str) -> None:
         """It was answered, or refused and left nothing behind."""

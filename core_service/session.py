@@ -276,7 +276,11 @@ class Session:
             raise
 
     def resume_attachment(self, dataspace: Dataspace, attachment: Attachment) -> None:
-        """Go on with what an earlier core attached."""
+        """Go on with what an earlier core attached; nothing if it is the end of another, which that core
+        was about to split: the engine tells where."""
+        whole = self._map.find(attachment.gpa)
+        if whole and whole.end == attachment.end and whole.dataspace == attachment.dataspace:
+            return
         self._map.attach(
             attachment.dataspace,
             dataspace.size,
@@ -323,14 +327,15 @@ class Session:
         )
 
     def _keep_attachments(self, gone: list[Attachment]) -> None:
-        """What was unmapped is not kept; what is left of those that it was a part of, is."""
+        """What was unmapped is not kept; what is left of those that it was a part of, is, and before the
+        whole is not: the part below takes its place."""
         kept = self._dataspaces.kept
         for piece in gone:
-            kept.no_attachment(self, piece.gpa)
-            for end in (piece.gpa - 1, piece.end):
+            for end in (piece.end, piece.gpa - 1):
                 rest = self._map.find(end) if end >= 0 else None
                 if rest and rest.dataspace == piece.dataspace:
                     kept.attachment(self, rest)
+            kept.no_attachment(self, piece.gpa)
 
     def _record_attached(self, attachment: Attachment) -> None:
         self._dataspaces.ledger.attach(

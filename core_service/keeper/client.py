@@ -104,7 +104,8 @@ class Keeper:
 
     def drop(self, key: str) -> None:
         """Keep a record no more; one that is not there is no error."""
-        if self._put.pop(key, None):
+        if self._put.pop(key, None) or key in self._found:
+            self._found.discard(key)
             self._send(packed({"op": "drop", "key": key}), ())
 
     def forget_found(self) -> None:

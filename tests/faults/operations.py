@@ -129,6 +129,11 @@ OPERATIONS: Final = (
         "Detach", lambda actor: actor.attached(4), lambda _, made: made[0].detach(0, 4 * PAGE)
     ),
     Operation(
+        "Detach-start",
+        lambda actor: actor.attached(4),
+        lambda _, made: made[0].detach(0, 2 * PAGE),
+    ),
+    Operation(
         "Detach-middle",
         lambda actor: actor.attached(4),
         lambda _, made: made[0].detach(PAGE, 2 * PAGE),

@@ -21,6 +21,7 @@ ASKED = (
     "CreateVcpu-stream",
     "Attach",
     "Detach",
+    "Detach-start",
     "Detach-middle",
     "FreeDataspace",
     "DeleteSession",
