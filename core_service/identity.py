@@ -51,8 +51,8 @@ def peer(connection: socket.socket) -> tuple[Identity, int | None]:
     pidfd = _peer_pidfd(connection, pid)
     try:
         identity = Identity(uid, gid, pid, _distinction(pid, pidfd))
-        if pidfd is not None and _ended(pidfd):
-            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+        if pidfd is not None:
+            _must_live(pidfd)
     except BaseException:
         if pidfd is not None:
             os.close(pidfd)
@@ -109,10 +109,11 @@ def _must_not_be_exhausted(error: OSError) -> None:
         raise error
 
 
-def _ended(pidfd: int) -> bool:
+def _must_live(pidfd: int) -> None:
     waiting = select.poll()
     waiting.register(pidfd, select.POLLIN)
-    return bool(waiting.poll(0))
+    if waiting.poll(0):
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
 
 
 def _distinction(pid: int, pidfd: int | None) -> int:

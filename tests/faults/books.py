@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
+
 from vmsession.v1.audit_pb2 import DataspaceRecord
 from vmsession.v1.vm_session_pb2 import Session
 
 from vmm_client import Connection
+from vmm_client.errors import Refused
 
 
 def books(core: Connection, bystander: str = "bystander") -> dict[str, object]:
     """Of an operator's connection. The exits of a session with the label `bystander` do not count."""
     totals = core.totals("uid")
     return {
-        "sessions": sorted(_session(core, each, bystander) for each in core.sessions()),
+        "sessions": sorted(_sessions(core, bystander)),
         "memory": sorted(_record(each) for each in core.records(alive_only=True)),
         "offers": sorted(
             (each.size, each.writable, bool(each.accepted_as)) for each in core.shares()
@@ -29,6 +33,12 @@ def books(core: Connection, bystander: str = "bystander") -> dict[str, object]:
             (each.group, each.ram.used, each.capabilities.used) for each in totals.groups
         ),
     }
+
+
+def _sessions(core: Connection, bystander: str) -> Iterator[tuple[object, ...]]:
+    for each in core.sessions():
+        with suppress(Refused):  # it ended in this moment
+            yield _session(core, each, bystander)
 
 
 def _session(core: Connection, of: Session, bystander: str) -> tuple[object, ...]:

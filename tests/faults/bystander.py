@@ -39,6 +39,7 @@ class Bystander:
             text=True,
         )
         self._exits = 0
+        self.uid = uid if os.geteuid() == 0 else os.geteuid()
         self.pid = self._process.pid
         self._answer()
 

@@ -25,6 +25,13 @@ SETTLE_SECONDS: Final = 10.0
 TROUBLE: Final = ("defect", "reclaiming failed", "Traceback", "never retrieved", "cannot adopt")
 
 
+def must_be_sound(core: RunningCore, told: str = "") -> None:
+    """Its log has no trouble."""
+    log = core.log()
+    for trouble in TROUBLE:
+        assert trouble not in log, f"{told}\n{log}"
+
+
 class Act(threading.Thread):
     """A client's call, on a thread of its own."""
 
@@ -165,6 +172,4 @@ class Stage:
         self.bystander.must_go_on()
         found = self.client.verify().discrepancies
         assert not found, f"{told}: {found}\n{self.core.log()}"
-        log = self.core.log()
-        for trouble in TROUBLE:
-            assert trouble not in log, f"{told}\n{log}"
+        must_be_sound(self.core, told)

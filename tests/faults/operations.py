@@ -6,21 +6,31 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from vmsession.v1.vm_session_pb2 import UpgradeQuotaRequest
 
-from tests.faults.bystander import COUNTER, PAGE, Bystander
+from tests.faults.bystander import COUNTER, PAGE
 from vmm_client import Connection, Ram, Segment, Session, Share, Vcpu
 
 ENGINE: Final = "soft"
 ROUNDS: Final = 2
 
 
+class Peer(Protocol):
+    """Who shares memory with an actor."""
+
+    uid: int
+
+    def offers(self, uid: int) -> str: ...
+    def accepts(self, share: str) -> None: ...
+    def forgets(self) -> None: ...
+
+
 class Actor:
     """The client that asks. What it makes is gone after `clean`."""
 
-    def __init__(self, core: Connection, bystander: Bystander, rom: Path) -> None:
+    def __init__(self, core: Connection, bystander: Peer, rom: Path) -> None:
         self.core = core
         self.bystander = bystander
         self.rom = rom
@@ -60,6 +70,12 @@ class Actor:
         vcpu.registers.update({"cs": Segment(0, 0x9B, 0xFFFF, 0), "rip": 0})
         return session, ram, vcpu
 
+    def drop(self) -> None:
+        """Core is gone, and took everything along but what this process has itself."""
+        while self._fds:
+            os.close(self._fds.pop())
+        self._made.clear()
+
     def clean(self) -> None:
         while self._fds:
             os.close(self._fds.pop())
@@ -91,7 +107,7 @@ def upgrade(actor: Actor, session: Session) -> None:
 
 def accepted(actor: Actor) -> Share:
     """An offer that the bystander accepted."""
-    share = actor.ram(2).share(BYSTANDER)
+    share = actor.ram(2).share(actor.bystander.uid)
     actor.bystander.accepts(share.name)
     return share
 
@@ -111,8 +127,6 @@ def furnished(actor: Actor) -> Session:
     session.attach(ram, 0x100000, size=PAGE)
     return session
 
-
-BYSTANDER: Final = 64002 if os.geteuid() == 0 else os.geteuid()
 
 OPERATIONS: Final = (
     Operation("CreateSession", nothing, lambda actor, _: actor.session()),
@@ -138,7 +152,7 @@ OPERATIONS: Final = (
         lambda actor: actor.attached(4),
         lambda _, made: made[0].detach(PAGE, 2 * PAGE),
     ),
-    Operation("ShareDataspace", Actor.ram, lambda _, ram: ram.share(BYSTANDER)),
+    Operation("ShareDataspace", Actor.ram, lambda actor, ram: ram.share(actor.bystander.uid)),
     Operation(
         "AcceptShare",
         lambda actor: actor.bystander.offers(os.geteuid()),

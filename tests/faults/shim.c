@@ -26,15 +26,15 @@
 #include <unistd.h>
 
 /* Whose deeds: those of core's event loop, those of its other threads to files, which are those of the log's
- * writer, and those of engines. gRPC's threads speak to this process alone. */
-enum role { CORE, LOG, ENGINE, NOBODY };
+ * writer, those of engines and those of a client. gRPC's threads in core speak to this process alone. */
+enum role { CORE, LOG, ENGINE, CLIENT, NOBODY };
 
 struct deeds {
 	_Atomic uint32_t limit, count; /* killed before deed number `limit`; 0: never */
 };
 
 struct control {
-	struct deeds deeds[3];
+	struct deeds deeds[4];
 	_Atomic int64_t wall_ns; /* what the wall clock is ahead */
 	_Atomic uint32_t counting;
 };
@@ -63,6 +63,8 @@ __attribute__((constructor)) static void begin(void)
 		role = CORE;
 	else if (!strncmp(name, "vmsession-", 10))
 		role = ENGINE;
+	else if (getenv("VMSESSION_FAULTS_CLIENT"))
+		role = CLIENT;
 	control = mapped;
 }
 
@@ -85,6 +87,8 @@ static void any_deed(void)
 {
 	if (role == CORE && gettid() == getpid())
 		deed(CORE);
+	if (role == CLIENT)
+		deed(CLIENT);
 	deed_of_engine();
 }
 

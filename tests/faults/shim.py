@@ -9,7 +9,7 @@ from pathlib import Path
 
 from core_service.engine.native.build import compiler
 from tests.cgroup2 import inside
-from tests.integration.running_core import VMCORE, RunningCore
+from tests.integration.running_core import ROOT, VMCORE, RunningCore
 
 SOURCE = Path(__file__).parent / "shim.c"
 FLAGS = ("-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC")
@@ -28,6 +28,7 @@ class Control(ctypes.Structure):
         ("core", Deeds),
         ("log", Deeds),
         ("engine", Deeds),
+        ("client", Deeds),
         ("wall_ns", ctypes.c_int64),
         ("counting", ctypes.c_uint32),
     )
@@ -53,13 +54,23 @@ class Shim:
 
     def core(self, *options: str, cgroup: Path | None = None) -> RunningCore:
         """A core that heeds this, in a cgroup; the caller closes it."""
-        preload = f"LD_PRELOAD={self._library}"
-        command = ("env", preload, f"VMSESSION_FAULTS={self._path}", VMCORE)
+        command = ("env", *self._environment(), VMCORE)
         return RunningCore(*options, command=inside(cgroup, *command) if cgroup else command)
 
+    def client(self, *command: object) -> subprocess.Popen[str]:
+        """A client that heeds this, with its input and its output; the caller ends it."""
+        heeding = ("env", *self._environment(), "VMSESSION_FAULTS_CLIENT=1", *map(str, command))
+        return subprocess.Popen(
+            heeding, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def _environment(self) -> tuple[str, str]:
+        return f"LD_PRELOAD={self._library}", f"VMSESSION_FAULTS={self._path}"
+
     def arm(self, role: str, deed: int) -> None:
-        """From now on count the deeds of `core`'s event loop, of the writer of its `log`, or of any
-        `engine`, and kill whoever is about to do the one of this number; 0 kills nobody."""
+        """From now on count the deeds of `core`'s event loop, of the writer of its `log`, of any
+        `engine` or of a `client`, and kill whoever is about to do the one of this number; 0 kills
+        nobody."""
         deeds = getattr(self._words, role)
         deeds.count, deeds.limit = 0, deed
         self._words.counting = 1

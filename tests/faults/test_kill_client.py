@@ -1,0 +1,66 @@
+"""kill -9 of a client at every step of what it asks for: nothing of it is left, nobody else notices."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.faults.killings import Stage
+from tests.faults.operations import OPERATIONS, Operation
+from tests.faults.shim import Shim
+
+FEWEST = 8  # deeds of any of them, by far
+each_operation = pytest.mark.parametrize("operation", OPERATIONS, ids=str)
+
+
+@pytest.fixture(scope="module")
+def stage(shim_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    directory = tmp_path_factory.mktemp("stage")
+    stage = Stage(Shim(shim_library, directory), directory)
+    try:
+        yield stage
+        stage.stop()
+    finally:
+        stage.close()
+
+
+def kill_client_at(stage: Stage, operation: Operation, deed: int) -> int:
+    """Before that deed, or after the answer if there are fewer. How many deeds it did."""
+    command = (sys.executable, "-m", "tests.faults.client")
+    client = stage.shim.client(*command, stage.core.socket, operation, stage.actor.rom)
+    try:
+        assert client.stdin
+        assert client.stdout
+        assert client.stdout.readline() == "prepared\n", operation
+        stage.shim.arm("client", deed)
+        client.stdin.write("go on\n")
+        client.stdin.flush()
+        done = client.stdout.readline()
+        deeds = stage.shim.disarm("client")
+        if not done:
+            assert client.wait(10) == -signal.SIGKILL
+            assert deeds >= deed
+    finally:
+        client.kill()
+        client.communicate()
+    stage.must_be(stage.base, f"{operation}, client killed before deed {deed}")
+    return deeds
+
+
+@each_operation
+def test_a_client_is_killed_at_some_step(stage: Stage, operation: Operation) -> None:
+    assert kill_client_at(stage, operation, Random(f"{operation}").randint(1, FEWEST))
+
+
+@pytest.mark.soak
+@each_operation
+def test_a_client_is_killed_at_every_step(stage: Stage, operation: Operation) -> None:
+    deeds = kill_client_at(stage, operation, 0)
+    for deed in range(1, deeds + 1):
+        kill_client_at(stage, operation, deed)
+    print(f"\n{operation}: client killed before each of {deeds} deeds")
