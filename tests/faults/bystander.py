@@ -100,9 +100,12 @@ class Bystander:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.communicate()
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.kill()
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait()
 
 
 class Vmm:

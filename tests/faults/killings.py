@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from vmm_client import Connection, connect
 
 KEEP: Final = "30"
 ANSWER_SECONDS: Final = 25.0
+AT_REST: Final = 20  # looks, one after the other
 SETTLE_SECONDS: Final = 10.0
 TROUBLE: Final = ("defect", "reclaiming failed", "Traceback", "never retrieved", "cannot adopt")
 
@@ -97,7 +99,7 @@ class Stage:
         self.repeats = Repeats(self.client)
         self.actor = Actor(self.client, self.bystander, rom)
         self.base = books(self.client)
-        self._kept = self._keeper_fds()
+        self._kept = self._keeper_fds_at_rest()
 
     def stop(self) -> None:
         """All ends in order: the log has the end of everything, and is whole."""
@@ -154,6 +156,17 @@ class Stage:
         with suppress(PermissionError):
             return sum(1 for _ in Path(f"/proc/{keeper_of(self.core)}/fd").iterdir())
         return 0
+
+    def _keeper_fds_at_rest(self) -> int:
+        """The keeper reads when it comes to it."""
+        seen = deque([-1, -2], AT_REST)
+
+        def at_rest() -> bool:
+            seen.append(self._keeper_fds())
+            return len(set(seen)) == 1
+
+        eventually(at_rest)
+        return seen[0]
 
     def must_be(self, expected: dict[str, object], told: str) -> None:
         def different() -> str:

@@ -52,7 +52,7 @@ def kill_client_at(stage: Stage, operation: Operation, deed: int) -> int:
     return deeds
 
 
-@each_operation
+@pytest.mark.parametrize("operation", OPERATIONS[::2], ids=str)
 def test_a_client_is_killed_at_some_step(stage: Stage, operation: Operation) -> None:
     assert kill_client_at(stage, operation, Random(f"{operation}").randint(1, FEWEST))
 
