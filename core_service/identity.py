@@ -73,7 +73,7 @@ def distinction(pid: int) -> int:
     OSError where core lacks an fd to look."""
     try:
         pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # of 32 bits, where the kernel's have 31
         return NOBODY
     except OSError as error:
         _must_not_be_exhausted(error)

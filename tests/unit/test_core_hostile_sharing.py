@@ -19,7 +19,7 @@ from core_service.audit import Query
 from core_service.audit.query import EventFilter
 from core_service.client import TRANSFERS_AT_ONCE, Client
 from core_service.dataspaces import Dataspace, holder
-from core_service.identity import Identity, distinction
+from core_service.identity import NOBODY, Identity, distinction
 from core_service.refusal import Refusal
 from core_service.rpc.dataspace_servicer import DataspaceServicer
 from core_service.settings import Settings
@@ -146,6 +146,15 @@ async def test_a_session_whose_engine_keeps_what_is_taken_back_is_forgotten(pair
     with pytest.raises(Refusal) as refused:
         pair.world.core.session_of(pair.receiver, session.name)
     assert refused.value.reason == "ENGINE_DIED"
+
+
+@pytest.mark.parametrize("pid", [(1 << 31) - 1, 1 << 31, (1 << 32) - 1])
+async def test_an_offer_to_a_pid_that_no_process_can_have_is_for_nobody(
+    pair: Pair, pid: int
+) -> None:
+    share = pair.world.core.shares.offer(pair.owner, pair.dataspace, 1001, pid, 0, 0, True)
+    assert share.started == NOBODY
+    await pair.world.core.shares.revoke(pair.owner, share.name)
 
 
 async def test_an_offer_is_not_for_a_later_process_with_the_pid(pair: Pair) -> None:
