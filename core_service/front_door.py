@@ -21,6 +21,7 @@ import structlog
 
 from core_service.clients import Clients
 from core_service.identity import Identity, peer
+from core_service.seldom import Seldom
 
 log = structlog.get_logger()
 
@@ -39,6 +40,7 @@ class FrontDoor:
         self._numbers = count(1)
         self._by_user: Counter[int] = Counter()
         self._open: set[_Outside] = set()
+        self._seldom = Seldom()
         self._listening: socket.socket | None = None
         self._accepting_again: asyncio.TimerHandle | None = None
         self._entering: set[asyncio.Task[None]] = set()
@@ -114,14 +116,17 @@ class FrontDoor:
 
     def _lets_in(self, identity: Identity) -> bool:
         limits = self._clients.limits_of(identity)
+        most = limits.connections if limits else 0
         if limits is None:
-            log.warning("policy lets no such client in", uid=identity.uid, gid=identity.gid)
-        elif self._by_user[identity.uid] >= limits.connections:
-            log.warning("too many connections", uid=identity.uid, limit=limits.connections)
-        elif not self._clients.room_for(identity, limits.connections):
-            log.warning("too many clients", uid=identity.uid, limit=limits.connections)
+            why = "policy lets no such client in"
+        elif self._by_user[identity.uid] >= most:
+            why = "too many connections"
+        elif not self._clients.room_for(identity, most):
+            why = "too many clients"
         else:
             return True
+        if self._seldom.due((identity.uid, identity.gid, why)):
+            log.warning(why, uid=identity.uid, gid=identity.gid, limit=most)
         return False
 
     async def splice(self, name: str, outside: _Outside) -> _Inside:
