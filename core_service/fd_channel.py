@@ -8,6 +8,7 @@ everybody. So a client gets its next fd only when the kernel says that it read t
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
 import socket
@@ -38,6 +39,8 @@ PACKET_LIMIT: Final = 256
 NUMBER_DIGITS: Final = 20  # so that there is room for an answer behind it
 UNIDENTIFIED_LIMIT: Final = 64  # connections of one user that have shown no ticket yet
 CLIENT_LIMIT: Final = 16  # channels of one client
+FOR_NOW: Final = frozenset({errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM})
+"""What the kernel says when others, or all, have too much in flight: no reason to end a lease."""
 ACCEPT_AGAIN: Final = 1.0  # seconds after the system had no fd left for a connection
 LOOK_AGAIN: Final = 0.02  # seconds, at a client that asks before it read the last answer
 
@@ -272,7 +275,10 @@ class FdChannel:
         except OSError as error:
             about(client)
             log.warning("cannot send an fd", error=str(error))
-            self.close()
+            if error.errno in FOR_NOW:
+                self.send(f"error {number}MEMORY_FAILURE no fd can be sent now: {error.strerror}")
+            else:
+                self.close()
         finally:
             os.close(fd)
         self._start_reading()

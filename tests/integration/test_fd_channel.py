@@ -226,3 +226,61 @@ def _closed(channel: socket.socket) -> bool:
         return False
     except ConnectionResetError:
         return True
+
+
+POOR_CORE = """
+import resource
+from importlib.metadata import version
+version("vmsession")
+from core_service.main import main
+from tests.integration.running_core import become_other_user
+become_other_user()
+resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))
+main()
+"""
+
+HOG = """
+import os, socket, sys
+from tests.integration.running_core import become_other_user
+become_other_user()
+fd = os.memfd_create("hog")
+pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(8)]
+for ours, _ in pairs:
+    socket.send_fds(ours, [b"x"], [fd] * 50)
+print("in flight", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a core for another user")
+def test_too_many_fds_in_flight_cost_nobody_his_lease() -> None:
+    """The kernel counts those of core's user, and refuses more than core may have open (unix(7))."""
+    core = RunningCore(command=(sys.executable, "-c", POOR_CORE))
+    try:
+        stubs = Stubs(core.socket)
+        with connect(core) as channel:
+            channel.send(ticket(stubs).encode())
+            assert channel.recv(100) == b"ok"
+            size = dataspace_pb2.CreateDataspaceRequest(size=PAGE)
+            name = stubs.dataspaces.CreateDataspace(size).dataspace.name
+            hog = subprocess.Popen(
+                [sys.executable, "-c", HOG],
+                cwd=Path(__file__).parents[2],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            assert hog.stdout
+            assert hog.stdout.readline() == "in flight\n"
+            answer, fds = ask(channel, f"7 {name}")
+            assert answer.startswith(b"error 7 MEMORY_FAILURE ")
+            assert not fds
+            hog.communicate("")
+            answer, (fd,) = ask(channel, f"8 {name}")
+            assert answer == b"ok 8"
+            os.close(fd)
+            stubs.dataspaces.FreeDataspace(dataspace_pb2.FreeDataspaceRequest(name=name))
+        stubs.close()
+        core.stop()
+    finally:
+        core.close()
