@@ -8,7 +8,6 @@ everybody. So a client gets its next fd only when the kernel says that it read t
 from __future__ import annotations
 
 import asyncio
-import errno
 import fcntl
 import os
 import socket
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import structlog
 
 from core_service.identity import peer_identity
+from core_service.in_flight import FOR_NOW
 from core_service.kept import Kept
 from core_service.logs import about
 from core_service.refusal import Refusal
@@ -39,8 +39,6 @@ PACKET_LIMIT: Final = 256
 NUMBER_DIGITS: Final = 20  # so that there is room for an answer behind it
 UNIDENTIFIED_LIMIT: Final = 64  # connections of one user that have shown no ticket yet
 CLIENT_LIMIT: Final = 16  # channels of one client
-FOR_NOW: Final = frozenset({errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM})
-"""What the kernel says when others, or all, have too much in flight: no reason to end a lease."""
 ACCEPT_AGAIN: Final = 1.0  # seconds after the system had no fd left for a connection
 LOOK_AGAIN: Final = 0.02  # seconds, at a client that asks before it read the last answer
 

@@ -11,24 +11,27 @@ from contextlib import suppress
 from typing import Final
 
 from core_service.engine.protocol import PACKET_LIMIT
+from core_service.in_flight import FOR_NOW
 
 PACKETS_AT_ONCE: Final = 32  # before other work of the loop gets its turn
 
 
 class Channel:
     """Owns the socket. `arrived` gets each packet; `lost` is called once, when the engine's end is
-    gone."""
+    gone; `unsent` gets a packet whose fd the kernel does not take now."""
 
     def __init__(
         self,
         connection: socket.socket,
         arrived: Callable[[bytes], None],
         lost: Callable[[], None],
+        unsent: Callable[[bytes, OSError], None],
     ) -> None:
         connection.setblocking(False)
         self._connection = connection
         self._arrived = arrived
         self._lost = lost
+        self._unsent = unsent
         self._waiting: deque[tuple[bytes, int | None]] = deque()
         asyncio.get_running_loop().add_reader(connection.fileno(), self._readable)
 
@@ -74,10 +77,12 @@ class Channel:
             except (BlockingIOError, InterruptedError):
                 loop.add_writer(self._connection.fileno(), self._flush)
                 return
-            except OSError:
-                self.close()
-                self._lost()
-                return
+            except OSError as error:
+                if fd is None or error.errno not in FOR_NOW:
+                    self.close()
+                    self._lost()
+                    return
+                self._unsent(packet, error)
             self._waiting.popleft()
             _close(fd)
         loop.remove_writer(self._connection.fileno())

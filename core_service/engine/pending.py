@@ -77,10 +77,19 @@ class Pending:
         if not request.answer.done():
             request.answer.set_result(answer)
 
+    def drop(self, number: int, error: Exception) -> None:
+        """A request that did not reach the engine, unless all failed meanwhile."""
+        if request := self._requests.pop(number, None):
+            _fail(request, error)
+
     def fail(self, error: Callable[[], Exception]) -> None:
         """No more answers will come."""
         for request in self._requests.values():
-            if not request.answer.done():
-                request.answer.set_exception(error())
-                request.answer.exception()  # seen, also when its caller was cancelled
+            _fail(request, error())
         self._requests.clear()
+
+
+def _fail(request: Request, error: Exception) -> None:
+    if not request.answer.done():
+        request.answer.set_exception(error)
+        request.answer.exception()  # seen, also when its caller was cancelled

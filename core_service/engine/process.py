@@ -105,7 +105,7 @@ class EngineProcess:
         loop = asyncio.get_running_loop()
         self._greeting: asyncio.Future[Hello] = loop.create_future()
         self._reaped: asyncio.Future[None] = loop.create_future()
-        self._channel = Channel(connection, self._packet_arrived, self._channel_lost)
+        self._channel = Channel(connection, self._packet_arrived, self._channel_lost, self._unsent)
         loop.add_reader(pidfd, self._process_ended)
         if greeting:
             self.hello = protocol.parse_hello(bytes.fromhex(greeting))
@@ -339,6 +339,11 @@ class EngineProcess:
         number, answer = self._pending.add(kind, refused, ANSWER_LIMIT)
         self._channel.send(packet(number), fd)
         return answer
+
+    def _unsent(self, packet: bytes, error: OSError) -> None:
+        why = f"no fd can be sent to engine {self.name} now: {error.strerror}"
+        _, number = protocol.header(packet)
+        self._pending.drop(number, Refusal("MEMORY_FAILURE", why, errno=error.errno or 0))
 
     def _busy(self) -> Refusal:
         limit = REQUESTS_LIMIT

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -304,3 +306,28 @@ async def test_requests_that_are_not_answered_do_not_pile_up(world: InProcess) -
     assert refused.value.reason == "ENGINE_LIMIT"
     limit = engine_process.REQUESTS_LIMIT
     assert refused.value.numbers == {"asked": 1, "used": limit, "limit": limit}
+
+
+async def test_too_many_fds_in_flight_cost_no_engine_its_life(
+    world: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel counts those of all sessions, and of the fd channels (unix(7))."""
+    client = world.client()
+    session, dataspace = await world.session(client), world.dataspace(client)
+    send_fds = socket.send_fds
+
+    def refuse(channel: socket.socket, parts: list[bytes], fds: list[int]) -> int:
+        if fds:
+            raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))
+        return send_fds(channel, parts, fds)
+
+    before = open_fds()
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "send_fds", refuse)
+        with pytest.raises(Refusal) as refused:
+            await session.attach(dataspace, 0, 0, 0, read_only=False)
+    assert refused.value.reason == "MEMORY_FAILURE"
+    assert session.attachments() == []
+    assert open_fds() == before
+    await session.attach(dataspace, 0, 0, 0, read_only=False)
+    assert len(session.attachments()) == 1
