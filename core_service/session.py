@@ -127,13 +127,15 @@ class Session:
                     asked=index,
                     limit=limit,
                 )
-            self._policy_must_allow_vcpu()
             name = f"{self.name}/vcpus/{index}"
             if made := self._unclaimed(index, page_transport=page_transport):
                 return made
+            self._policy_must_allow_vcpu()
             if index in self.vcpus:
                 raise Refusal("ALREADY_EXISTS", f"{name} exists", name=name)
-            return await self._make_vcpu(name, index, page_transport)
+            made = await self._make_vcpu(name, index, page_transport)
+            log.info("vCPU created", session=self.name, vcpu=str(index))
+            return made
 
     def _policy_must_allow_vcpu(self) -> None:
         used, limit = len(self.vcpus), self.vcpu_limit

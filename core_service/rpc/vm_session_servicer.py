@@ -12,6 +12,7 @@ from vmsession.v1 import vm_session_pb2_grpc
 
 from core_service.dataspaces import holder
 from core_service.engine.protocol import Capability
+from core_service.logs import about
 from core_service.refusal import invalid, shortened
 from core_service.rpc import convert, vcpu_calls
 from core_service.rpc.msr_filter import msr_ranges
@@ -245,6 +246,7 @@ class VmSessionServicer(vm_session_pb2_grpc.VmSessionServiceServicer):
         if first is None or first.WhichOneof("message") != "open":
             raise invalid("message", "no open", "open first, replies after")
         session, vcpu = self._vcpu(context, first.open)
+        about(session=session.name, vcpu=str(vcpu.index))
         exits = vcpu_calls.handle_exits(session, vcpu, request_iterator)
         async with aclosing(exits):
             async for response in exits:

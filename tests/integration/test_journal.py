@@ -55,6 +55,12 @@ def test_every_line_tells_client_and_session(core: RunningCore, journal: Journal
     opened = journal.until("session opened")
     assert about.items() <= opened.items()
     assert opened["VMSESSION_ENGINE_PID"] == str(session.engine_pid)
+    transport = vm_session_pb2.TRANSPORT_STREAM
+    stubs.vm.CreateVcpu(
+        vm_session_pb2.CreateVcpuRequest(session=session.name, index=3, transport=transport)
+    )
+    made = journal.until("vCPU created")
+    assert {**about, "VMSESSION_VCPU": "3"}.items() <= made.items()
 
     os.kill(session.engine_pid, signal.SIGKILL)
     died = journal.until("engine ended")
