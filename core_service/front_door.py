@@ -2,8 +2,8 @@
 
 gRPC in Python knows nothing of a UNIX peer. So core accepts here itself, reads SO_PEERCRED, and
 splices the bytes to the inner gRPC socket from an end that it binds to a unique abstract name; the
-servicer finds the client by `context.peer()`. Nobody else can choose such a name, since the inner
-socket lies in a directory of mode 0700.
+servicer finds the client by `context.peer()`. Nobody else can use such a name, since the inner socket
+lies in a directory of mode 0700, nor take the next one, since nobody can guess it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ class FrontDoor:
     def __init__(self, clients: Clients, inner: Path) -> None:
         self._clients = clients
         self._inner = inner
-        self._nonce = secrets.token_hex(8)
         self._numbers = count(1)
         self._by_user: Counter[int] = Counter()
         self._open: set[_Outside] = set()
@@ -109,7 +108,9 @@ class FrontDoor:
             if pidfd is not None:
                 os.close(pidfd)
             return None
-        name = f"vmsession-{self._nonce}-{next(self._numbers)}"
+        name = (
+            f"vmsession-{next(self._numbers)}-{secrets.token_hex(8)}"  # one that nobody took before
+        )
         self._clients.connected(f"unix-abstract:{name}", identity, pidfd)
         self._by_user[identity.uid] += 1
         return Admission(self, name, identity)

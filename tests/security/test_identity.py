@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -257,6 +258,53 @@ def test_processes_without_a_pid_are_told_apart(
     alice.end()
     other.end()
     eventually(lambda: clients(core) == 0)
+
+
+# -- the names that core gives to connections
+
+
+SQUATTER = r"""
+import re, socket, sys
+from contextlib import suppress
+from tests.integration.running_core import become_other_user
+become_other_user()
+squatted = []
+for name in sys.argv[1:]:
+    last = list(re.finditer(r"\d+", name))[-1]
+    for following in range(int(last[0]) + 1, int(last[0]) + 50):
+        squatted.append(socket.socket(socket.AF_UNIX))
+        with suppress(OSError):  # taken: by core, or by us
+            squatted[-1].bind(f"\0{name[:last.start()]}{following}{name[last.end():]}")
+print(len(squatted), flush=True)
+sys.stdin.read()
+"""
+
+
+def names_of(core: RunningCore) -> list[str]:
+    """The abstract names of a core's sockets. Who sees only the table takes those of all cores."""
+    fds = Path(f"/proc/{core.process.pid}/fd").iterdir()
+    inodes = {re.sub(r"\D", "", str(fd.readlink())) for fd in fds}
+    table = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
+    return [line[7][1:] for line in table if line[6] in inodes and line[7:] and line[7][0] == "@"]
+
+
+def test_nobody_takes_the_name_of_the_next_connection(core: RunningCore, actor: Cast) -> None:
+    """Everybody can read the names in /proc/net/unix, and bind others."""
+    alice, bob = actor(ALICE), actor(BOB)
+    alice("who")
+    squatter = subprocess.Popen(
+        [sys.executable, "-c", SQUATTER, *names_of(core)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert squatter.stdout
+        assert squatter.stdout.readline() == "49\n"
+        assert bob("who") == [BOB, BOB, bob.pid]
+    finally:
+        squatter.communicate("")
 
 
 # -- an fd channel that is not read
