@@ -108,9 +108,8 @@ class FrontDoor:
             if pidfd is not None:
                 os.close(pidfd)
             return None
-        name = (
-            f"vmsession-{next(self._numbers)}-{secrets.token_hex(8)}"  # one that nobody took before
-        )
+        # Nobody can guess it, so nobody has bound it before.
+        name = f"vmsession-{next(self._numbers)}-{secrets.token_hex(8)}"
         self._clients.connected(f"unix-abstract:{name}", identity, pidfd)
         self._by_user[identity.uid] += 1
         return Admission(self, name, identity)
