@@ -1,9 +1,10 @@
 """An engine that is core's enemy: it answers rightly, wrongly, twice, late, never or unasked, floods,
 sends fds, and ends as it likes.
 
-    python -m tests.hostile.hostile_engine SEED DIRECTORY
+    python -m tests.hostile.hostile_engine SEED DIRECTORY [brief]
 
-Each engine takes the next number of those in DIRECTORY, and makes the choices of SEED and that number.
+Each engine takes the next number of those in DIRECTORY, and makes the choices of SEED and that number. A
+brief one does not do what takes core seconds to notice.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ Reply = Callable[[int, int], None]
 class HostileEngine:
     """Core's peer."""
 
-    def __init__(self, chance: Random) -> None:
+    def __init__(self, chance: Random, *, brief: bool) -> None:
         self._chance = chance
+        self._brief = brief
         self._channel = socket.socket(fileno=CHANNEL_FD)
         self._held: list[int] = []
         self._late: list[tuple[int, int]] = []
@@ -82,7 +84,7 @@ class HostileEngine:
         packet, fds, _, _ = socket.recv_fds(self._channel, protocol.PACKET_LIMIT, 4)
         self._held += fds
         if not packet:
-            if self._chance.random() < 0.05:
+            if not self._brief and self._chance.random() < 0.05:
                 self._stay()
             raise SystemExit
         kind, number = protocol.header(packet)
@@ -176,16 +178,18 @@ class HostileEngine:
             (3, self._say_anything),
             (3, self._say_something_spoiled),
             (2, self._answer_twice),
-            (2, self._answer_later),
-            (0.2, self._never_answer),
             (2, self._exit_at_will),
             (1, self._flood),
             (2, self._send_fds),
             (0.5, self._close_half),
             (1, self._die),
+        )
+        slow: tuple[tuple[float, Reply], ...] = (
+            (2, self._answer_later),
+            (0.2, self._never_answer),
             (0.1, self._stop),
         )
-        weights, does = zip(*deeds, strict=True)
+        weights, does = zip(*deeds, *(() if self._brief else slow), strict=True)
         self._chance.choices(does, weights)[0](kind, number)
 
     def _refuse(self, _kind: int, number: int) -> None:
@@ -251,5 +255,12 @@ def next_number(directory: Path) -> int:
     raise AssertionError
 
 
+def main() -> None:
+    """The process itself."""
+    seed, directory, *brief = sys.argv[1:]
+    chance = Random(f"{seed}/{next_number(Path(directory))}")
+    HostileEngine(chance, brief=bool(brief)).main()
+
+
 if __name__ == "__main__":
-    HostileEngine(Random(f"{sys.argv[1]}/{next_number(Path(sys.argv[2]))}")).main()
+    main()

@@ -17,10 +17,10 @@ from tests.integration.running_core import RunningCore
 from tests.sanitizers import Sanitized
 
 
-def core_with(directory: Path) -> RunningCore:
+def core_with(directory: Path, *options: str) -> RunningCore:
     """Its engines are the executables in `directory`."""
     command = (sys.executable, "-m", "tests.hostile.other_engines", str(directory))
-    return RunningCore("--log-level", "warning", command=command)
+    return RunningCore("--log-level", "warning", *options, command=command)
 
 
 def install(directory: Path, engine: str, *command: str | Path, **environment: str) -> None:
