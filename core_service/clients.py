@@ -52,6 +52,7 @@ class Clients:
         self._by_peer: dict[str, Client] = {}
         self._watches: dict[Client, int] = {}
         self._anonymous: set[Client] = set()
+        self.on_process_end: Callable[[set[str]], None] = lambda peers: None
 
     def __len__(self) -> int:
         return len(self._by_identity) + len(self._anonymous)
@@ -78,6 +79,7 @@ class Clients:
             )
             client.account.limit_to(limits.ram, limits.capabilities)
             client.rom_paths = limits.rom_paths
+        for client in {*self, *self._by_peer.values()}:
             client.sight = policy.sight(client.identity)
 
     @property
@@ -110,6 +112,7 @@ class Clients:
         client = self._by_peer.pop(peer, None)
         if client:
             client.connections -= 1
+            self._unwatch_if_gone(client)
 
     def of(self, peer: str) -> Client:
         """The client that makes a call."""
@@ -161,15 +164,29 @@ class Clients:
             self._anonymous.add(client)
         if pidfd is not None:
             self._watches[client] = pidfd
-            asyncio.get_running_loop().add_reader(pidfd, client.end, "client process ended")
+            asyncio.get_running_loop().add_reader(pidfd, self._process_ended, client)
         return client
 
-    def _ended(self, client: Client, cause: str) -> None:
-        self._kept.client(client, None)
+    def _process_ended(self, client: Client) -> None:
+        """So do its connections, whoever else has them: they were good for its rights."""
+        client.end("client process ended")
+        self._unwatch(client)
+        if client.connections:
+            self.on_process_end({peer for peer, of in self._by_peer.items() if of is client})
+
+    def _unwatch_if_gone(self, client: Client) -> None:
+        if client.reclaimed and not client.connections:
+            self._unwatch(client)
+
+    def _unwatch(self, client: Client) -> None:
         pidfd = self._watches.pop(client, None)
         if pidfd is not None:
             asyncio.get_running_loop().remove_reader(pidfd)
             os.close(pidfd)
+
+    def _ended(self, client: Client, cause: str) -> None:
+        self._kept.client(client, None)
+        self._unwatch_if_gone(client)
         if self._by_identity.get(client.identity) is client:
             del self._by_identity[client.identity]
         self._anonymous.discard(client)

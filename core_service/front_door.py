@@ -95,6 +95,11 @@ class FrontDoor:
         for outside in list(self._open):
             outside.close()
 
+    def drop(self, peers: set[str]) -> None:
+        """The process is gone whose connections these are."""
+        for outside in [outside for outside in self._open if outside.peer in peers]:
+            outside.abort()
+
     def admit(self, connection: socket.socket) -> Admission | None:
         """Name a new connection, or None when it is not let in."""
         try:
@@ -110,9 +115,10 @@ class FrontDoor:
             return None
         # Nobody can guess it, so nobody has bound it before.
         name = f"vmsession-{next(self._numbers)}-{secrets.token_hex(8)}"
-        self._clients.connected(f"unix-abstract:{name}", identity, pidfd)
+        admission = Admission(self, name, identity)
+        self._clients.connected(admission.peer, identity, pidfd)
         self._by_user[identity.uid] += 1
-        return Admission(self, name, identity)
+        return admission
 
     def _lets_in(self, identity: Identity) -> bool:
         limits = self._clients.limits_of(identity)
@@ -150,9 +156,9 @@ class FrontDoor:
         """It is gone."""
         self._open.discard(outside)
 
-    def forget(self, name: str, identity: Identity) -> None:
+    def forget(self, peer: str, identity: Identity) -> None:
         """An admission ends."""
-        self._clients.disconnected(f"unix-abstract:{name}")
+        self._clients.disconnected(peer)
         self._by_user[identity.uid] -= 1
         if not self._by_user[identity.uid]:
             del self._by_user[identity.uid]
@@ -164,11 +170,12 @@ class Admission:
     def __init__(self, door: FrontDoor, name: str, identity: Identity) -> None:
         self._door = door
         self.name = name
+        self.peer = f"unix-abstract:{name}"  # as gRPC shows it
         self._identity = identity
 
     def end(self) -> None:
         """The connection is gone."""
-        self._door.forget(self.name, self._identity)
+        self._door.forget(self.peer, self._identity)
 
 
 class _End(asyncio.Protocol):
@@ -225,6 +232,16 @@ class _Outside(_End):
         self._admission: Admission | None = None
         self._splicing: asyncio.Task[None] | None = None
         self._early = bytearray()
+
+    @property
+    def peer(self) -> str:
+        """Under which name its calls are made; empty if it was not let in."""
+        return self._admission.peer if self._admission else ""
+
+    def abort(self) -> None:
+        """End it, whether the other side reads or not."""
+        if self.transport:
+            self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         if self.other:

@@ -124,6 +124,7 @@ class Service:
         core.adoption.close()
         self._channels.open(fds)
         self._door = FrontDoor(core.clients, grpc_socket)
+        core.clients.on_process_end = self._door.drop
         await self._health.begin()
         self._door.open(public)
         core.life.reach(Phase.SERVING)

@@ -68,8 +68,25 @@ def test_a_passed_connection_is_its_first_owners(core: RunningCore, actor: Cast)
     assert bob("memory") in alice("dataspaces")
     alice.end()
     eventually(lambda: clients(core) == 1)  # bob, as he came himself
-    eventually(lambda: bob("dataspaces") == [])
-    assert bob("memory") == "SHUTTING_DOWN"
+    assert bob("who") == "UNAVAILABLE"  # and nothing is seen by it any more
+
+
+def test_a_connection_ends_with_its_process_also_after_the_lease() -> None:
+    core = RunningCore("--grace", "0.2")
+    try:
+        with Actor(core, ALICE) as alice, Actor(core, BOB) as bob:
+            alice("dial")
+            passed = alice.passed("give")
+            bob("speak", fd=passed)
+            os.close(passed)
+            bob("memory")
+            eventually(lambda: bob("memory") == "SHUTTING_DOWN")
+            assert bob("who") == [ALICE, ALICE, alice.pid]
+            alice.end()
+            eventually(lambda: bob("who") == "UNAVAILABLE")
+            core.stop()
+    finally:
+        core.close()
 
 
 def test_a_passed_fd_channel_is_its_first_owners(core: RunningCore, actor: Cast) -> None:
@@ -118,8 +135,7 @@ def test_a_forked_child_has_what_it_inherited_and_no_more(core: RunningCore, act
     alice.process.kill()
     alice.process.wait(20)
     eventually(lambda: clients(core) == 1)
-    eventually(lambda: alice("dataspaces") == [])
-    assert alice("memory") == "SHUTTING_DOWN"
+    assert alice("who") == "UNAVAILABLE"
     assert own != inherited
 
 
