@@ -76,11 +76,13 @@ class Repeats:
     def forget(self) -> None:
         self._last = None
 
-    def must_give_the_same(self) -> None:
-        """The same request again has the same answer."""
-        if self._last:
-            method, request, answer = self._last
-            assert self._call(method, request) == answer
+    def must_give_the_same(self) -> bool:
+        """The same request again has the same answer; True if there was one."""
+        if self._last is None:
+            return False
+        method, request, answer = self._last
+        assert self._call(method, request) == answer
+        return True
 
 
 class Stage:

@@ -3,6 +3,7 @@ call is carried out once, and nobody else notices."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -41,6 +42,17 @@ def test_core_is_killed_at_some_steps(stage: Stage, operation: Operation) -> Non
 def test_core_is_killed_while_its_log_is_written(stage: Stage, operation: Operation) -> None:
     deeds, expected = stage.rehearse(operation, "log")
     stage.kill_core_at(operation, "log", Random(f"{operation}").randint(1, deeds), expected)
+
+
+def test_the_core_after_the_next_gives_the_same_answers(stage: Stage) -> None:
+    """What each of them took over it leaves to the one after it."""
+    session = stage.actor.session()
+    stage.repeats.forget()
+    session.create_vcpu()
+    for _ in range(3):
+        stage.core.restart(signal.SIGKILL)
+        assert stage.repeats.must_give_the_same()
+    stage.clean()
 
 
 @pytest.mark.soak
