@@ -137,6 +137,7 @@ class Stage:
         """Before that deed, or after the answer if there are fewer this time."""
         prepared = operation.prepare(self.actor)
         self.repeats.forget()
+        before = self.client.totals().revision
         self.shim.arm(role, deed)
         act = Act(lambda: operation.act(self.actor, prepared))
         eventually(lambda: act.over() or self.core.process.poll() is not None, limit=ANSWER_SECONDS)
@@ -146,6 +147,8 @@ class Stage:
         act.must_succeed(lambda: f"{told}\n{self.core.log()}")
         self.repeats.must_give_the_same()
         self.must_be(expected, told)
+        adopted = [each.label for each in self.client.events(before, kinds=["adopted"])]
+        assert adopted.count("bystander") == 1, told
         self.clean()
 
     def clean(self) -> None:

@@ -156,6 +156,8 @@ def test_core_without_processes(core: RunningCore) -> None:
             (group / "pids.max").write_text("max")
             assert attempts.refused
             must_be_as_before(core, client, before)
+        begun = [each for each in client.events() if each.cause == "vCPU could not be created"]
+        assert "closed" in {each.kind for each in begun} <= {"closed", "freed"}
         attempts.must_be_typed()
         attempts.refused.clear()
         attempts.make_all()
@@ -183,6 +185,8 @@ def test_an_engine_that_cannot_map(core: RunningCore, engine: str) -> None:
             session.attach(ram, 0)
         assert (refused.value.reason, refused.value.metadata["errno"]) == ("MEMORY_FAILURE", "12")
         must_be_as_before(core, client, before)
+        told = [(each.kind, each.cause) for each in client.history(ram.name).events]
+        assert told[1:] == [("attached", "Attach"), ("detached", "it could not be mapped")]
         session.attach(ram, 0)
         assert engine_of(client, session) == pid
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from vmsession.v1.audit_pb2 import Event
 
 from tests.faults.killings import Stage
 from tests.faults.operations import OPERATIONS, Operation
@@ -32,6 +33,7 @@ def stage(shim_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def kill_client_at(stage: Stage, operation: Operation, deed: int) -> int:
     """Before that deed, or after the answer if there are fewer. How many deeds it did."""
     command = (sys.executable, "-m", "tests.faults.client")
+    before = stage.client.totals().revision
     client = stage.shim.client(*command, stage.core.socket, operation, stage.actor.rom)
     try:
         assert client.stdin
@@ -49,7 +51,13 @@ def kill_client_at(stage: Stage, operation: Operation, deed: int) -> int:
         client.kill()
         client.communicate()
     stage.must_be(stage.base, f"{operation}, client killed before deed {deed}")
+    ended = [each for each in stage.client.events(before, kinds=["closed"]) if is_client(each)]
+    assert [each.cause for each in ended] == ["client process ended"]
     return deeds
+
+
+def is_client(event: Event) -> bool:
+    return event.subject.startswith("clients/")
 
 
 @pytest.mark.parametrize("operation", OPERATIONS[::2], ids=str)

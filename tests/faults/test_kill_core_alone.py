@@ -26,6 +26,7 @@ from vmm_client import connect
 from vmm_client.errors import CoreUnavailable, SessionEnded
 
 GONE_SECONDS = 10.0
+THE_BYSTANDERS = 3  # session, memory and vCPU with its page
 FEWEST = 8  # deeds of any operation, or about that
 each_operation = pytest.mark.parametrize("operation", OPERATIONS, ids=str)
 
@@ -53,6 +54,8 @@ class Alone:
             clients.callback(client.close)
             actor = Actor(client, bystander, self.rom)
             prepared = operation.prepare(actor)
+            lived = [each.name for each in client.sessions()]
+            lived += [each.name for each in client.records(alive_only=True)]
             engines = [os.pidfd_open(pid) for pid in self.core.engine_pids()]
             self.shim.arm("core", deed)
             act = Act(lambda: operation.act(actor, prepared))
@@ -67,14 +70,17 @@ class Alone:
             actor.drop()
         eventually(lambda: not holders_of_memory(digits), lambda: f"{holders_of_memory(digits)}")
         self.core.restart(signal.SIGKILL)
-        self._must_have_lost_all()
+        self._must_have_lost_all(lived)
         return reached
 
-    def _must_have_lost_all(self) -> None:
+    def _must_have_lost_all(self, lived: list[str]) -> None:
         with connect(str(self.core.socket)) as client:
             assert [each.name for each in client.sessions()] == []
             assert [each.name for each in client.records(alive_only=True)] == []
             assert not client.verify(whole_chain=True).discrepancies
+            ends = {name: client.history(name).events[-1].kind for name in lived}
+            assert set(ends.values()) <= {"lost", "closed", "freed"}, ends
+            assert list(ends.values()).count("lost") >= THE_BYSTANDERS
         must_be_sound(self.core)
 
     def stop(self) -> None:
