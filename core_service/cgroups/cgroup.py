@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 PAUSES: Final = (0.001, 0.01, 0.05, 0.2, 1.0, 3.0)
-"""Seconds between tries: a process that ended leaves its cgroup an instant later."""
+"""Seconds between tries: a process that ended leaves its cgroup an instant later, and so does the thread
+of the kernel's that belongs to its VM."""
 
 
 class Cgroup:
