@@ -23,6 +23,7 @@ import structlog
 from core_service.identity import peer_identity
 from core_service.in_flight import FOR_NOW
 from core_service.kept import Kept
+from core_service.listener import Listener
 from core_service.logs import about
 from core_service.refusal import Refusal
 from dataspace.errors import DataspaceError
@@ -39,7 +40,6 @@ PACKET_LIMIT: Final = 256
 NUMBER_DIGITS: Final = 20  # so that there is room for an answer behind it
 UNIDENTIFIED_LIMIT: Final = 64  # connections of one user that have shown no ticket yet
 CLIENT_LIMIT: Final = 16  # channels of one client
-ACCEPT_AGAIN: Final = 1.0  # seconds after the system had no fd left for a connection
 LOOK_AGAIN: Final = 0.02  # seconds, at a client that asks before it read the last answer
 
 Counted = TypeVar("Counted")
@@ -65,30 +65,22 @@ class FdChannels:
         self.may_leave = may_leave
         self._kept = kept or Kept()
         self._last = 0
-        self._listening: socket.socket | None = None
+        self._listener = Listener(self._arrived)
         self._open: set[FdChannel] = set()
         self._unidentified: Counter[int] = Counter()
         self._of_user: Counter[int] = Counter()
         self._of_client: Counter[Client] = Counter()
-        self._accepting_again: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         return len(self._open)
 
     def open(self, listening: socket.socket) -> None:
         """Begin to accept on a bound socket, which this takes over."""
-        listening.setblocking(False)
-        self._listening = listening
-        self._start_accepting()
+        self._listener.open(listening)
 
     def close(self) -> None:
         """Stop accepting and close all channels: the clients' leases end."""
-        if self._accepting_again:
-            self._accepting_again.cancel()
-        if self._listening:
-            asyncio.get_running_loop().remove_reader(self._listening.fileno())
-            self._listening.close()
-            self._listening = None
+        self._listener.close()
         for channel in list(self._open):
             channel.close()
 
@@ -143,22 +135,7 @@ class FdChannels:
         if not counter[what]:
             del counter[what]
 
-    def _start_accepting(self) -> None:
-        assert self._listening
-        asyncio.get_running_loop().add_reader(self._listening.fileno(), self._accept)
-
-    def _accept(self) -> None:
-        assert self._listening
-        try:
-            connection, _ = self._listening.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return
-        except OSError as error:  # the connection waits, and would wake the loop again at once
-            log.warning("cannot accept an fd channel", error=str(error))
-            loop = asyncio.get_running_loop()
-            loop.remove_reader(self._listening.fileno())
-            self._accepting_again = loop.call_later(ACCEPT_AGAIN, self._start_accepting)
-            return
+    def _arrived(self, connection: socket.socket) -> None:
         try:
             identity = peer_identity(connection)
         except OSError as error:

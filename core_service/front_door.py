@@ -21,13 +21,12 @@ import structlog
 
 from core_service.clients import Clients
 from core_service.identity import Identity, peer
+from core_service.listener import Listener
 from core_service.seldom import Seldom
 
 log = structlog.get_logger()
 
 BACKLOG: Final = 4096  # the system's net.core.somaxconn bounds it further
-ACCEPTED_AT_ONCE: Final = 64  # before other work of the loop gets its turn
-ACCEPT_AGAIN: Final = 1.0  # seconds after the system had no fd left for a connection
 
 
 class FrontDoor:
@@ -40,46 +39,22 @@ class FrontDoor:
         self._by_user: Counter[int] = Counter()
         self._open: set[_Outside] = set()
         self._seldom = Seldom()
-        self._listening: socket.socket | None = None
-        self._accepting_again: asyncio.TimerHandle | None = None
+        self._listener = Listener(self._arrived)
         self._entering: set[asyncio.Task[None]] = set()
 
     def open(self, listening: socket.socket) -> None:
         """Begin to accept on a bound socket, which this takes over."""
-        listening.setblocking(False)
         listening.listen(BACKLOG)
-        self._listening = listening
-        self._start_accepting()
+        self._listener.open(listening)
 
     def stop_accepting(self) -> None:
         """Let nobody in any more. Calling it again does nothing."""
-        if self._accepting_again:
-            self._accepting_again.cancel()
-        if self._listening:
-            asyncio.get_running_loop().remove_reader(self._listening.fileno())
-            self._listening.close()
-            self._listening = None
+        self._listener.close()
 
-    def _start_accepting(self) -> None:
-        if self._listening:
-            asyncio.get_running_loop().add_reader(self._listening.fileno(), self._accept)
-
-    def _accept(self) -> None:
-        for _ in range(ACCEPTED_AT_ONCE):
-            assert self._listening
-            try:
-                connection, _ = self._listening.accept()
-            except (BlockingIOError, ConnectionAbortedError):
-                return
-            except OSError as error:  # the connection waits, and would wake the loop again at once
-                log.warning("cannot accept a connection", error=str(error))
-                loop = asyncio.get_running_loop()
-                loop.remove_reader(self._listening.fileno())
-                self._accepting_again = loop.call_later(ACCEPT_AGAIN, self._start_accepting)
-                return
-            entering = asyncio.get_running_loop().create_task(self._enter(connection))
-            self._entering.add(entering)
-            entering.add_done_callback(self._entering.discard)
+    def _arrived(self, connection: socket.socket) -> None:
+        entering = asyncio.get_running_loop().create_task(self._enter(connection))
+        self._entering.add(entering)
+        entering.add_done_callback(self._entering.discard)
 
     async def _enter(self, connection: socket.socket) -> None:
         loop = asyncio.get_running_loop()
