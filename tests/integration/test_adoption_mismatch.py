@@ -98,7 +98,8 @@ def test_the_keeper_has_no_more_than_there_is(kept: RunningCore) -> None:
             assert len(left.of("listening:")) == 2
             assert left.of("memory:") == [f"memory:{memory.name}"]
             assert left.of("underway:") == []
-            assert len(left.values) == 7  # and the client, and the format
+            assert len(left.of("answer:")) == 1
+            assert len(left.values) == 8  # and the client, and the format
         start(kept)
 
 
