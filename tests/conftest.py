@@ -7,6 +7,7 @@ import os
 import platform
 import signal
 import sys
+import threading
 from collections import Counter
 
 import pytest
@@ -63,3 +64,13 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if whole and missing and exitstatus == 0:
         print(f"\nno test ran on: {', '.join(missing)}", file=sys.stderr)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure() -> None:
+    """Python would wait for them for ever: a test that failed in the midst of a core in this process."""
+    left = [each.name for each in threading.enumerate() if not each.daemon]
+    left.remove(threading.main_thread().name)
+    if left:
+        print(f"\nthreads that were left running: {', '.join(left)}", file=sys.stderr, flush=True)
+        os._exit(pytest.ExitCode.TESTS_FAILED)
