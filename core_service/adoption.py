@@ -290,7 +290,7 @@ class Adoption:
         name, offset, size, writable, executable = value
         attachment = Attachment(int(gpa), size, name, offset, writable, executable)
         dataspace = self._core.dataspaces.all[name]
-        self._core.sessions[session].resume_attachment(dataspace, attachment)
+        self._core.sessions[session].memory.resume(dataspace, attachment)
 
     def _answer(self, key: str, value: Any, _fds: list[int]) -> None:
         owner, kind, request = key.split(":", 2)
@@ -364,7 +364,7 @@ async def agree(session: Session) -> None:
             for vcpu in session.vcpus.values():
                 if vcpu.page is None:
                     await _find(session, vcpu)
-        await session.agree_with_engine()
+        await session.memory.agree_with_engine()
 
 
 def _gpa(attachment: str) -> int:

@@ -83,7 +83,7 @@ class Dataspace:
 
     def attached_writable(self) -> Session | None:
         """A session whose guest may write to it."""
-        return next((each for each in self.sessions if each.may_write(self)), None)
+        return next((each for each in self.sessions if each.memory.may_write(self)), None)
 
 
 class Dataspaces:
@@ -188,7 +188,7 @@ class Dataspaces:
         first = dataspace.memory.offset + offset
         await asyncio.gather(
             *(
-                session.written(each, first - each.memory.offset, size)
+                session.memory.written(each, first - each.memory.offset, size)
                 for each in dataspace.all_views
                 for session in list(each.sessions)
             )

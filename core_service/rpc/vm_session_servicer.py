@@ -128,7 +128,7 @@ class VmSessionServicer(vm_session_pb2_grpc.VmSessionServiceServicer):
             session = self._core.session_of(client, request.session)
             if not request.dataspace.startswith("dataspaces/"):
                 raise InvalidDataspace("is no dataspace", name=shortened(request.dataspace))
-            attachment = await session.attach(
+            attachment = await session.memory.attach(
                 self._core.dataspaces.of(client, request.dataspace),
                 request.gpa,
                 request.offset,
@@ -144,7 +144,7 @@ class VmSessionServicer(vm_session_pb2_grpc.VmSessionServiceServicer):
 
         async def make() -> pb.DetachResponse:
             session = self._core.session_of(client, request.session)
-            pieces = await session.detach(request.gpa, request.size)
+            pieces = await session.memory.detach(request.gpa, request.size)
             return pb.DetachResponse(detached=[convert.attachment(piece) for piece in pieces])
 
         return await client.once(request, make)
@@ -160,7 +160,9 @@ class VmSessionServicer(vm_session_pb2_grpc.VmSessionServiceServicer):
     ) -> pb.ListAttachmentsResponse:
         session = self._session(context, request.session)
         return pb.ListAttachmentsResponse(
-            attachments=[convert.attachment(attachment) for attachment in session.attachments()]
+            attachments=[
+                convert.attachment(attachment) for attachment in session.memory.attachments()
+            ]
         )
 
     # -- vCPUs

@@ -57,7 +57,7 @@ class _Comparison:
         for session in core.sessions.values():
             streams = sum(1 for vcpu in session.vcpus.values() if vcpu.page is None)
             self._add(session.client.account, 0, 1)
-            self._add(session.account, streams * PAGE_BYTES, streams + session.attachment_count)
+            self._add(session.account, streams * PAGE_BYTES, streams + session.memory.count)
             self.clients.add(session.client)
         for share in core.shares:
             self._add(share.owner.account, 0, 1)

@@ -34,7 +34,7 @@ async def _check(session: Session, look: Look) -> None:
     with suppress(Refusal, DataspaceError):  # it ends: so do its mappings
         async with session.changing:
             if not session.closing:
-                listed = await session.list_mappings()
+                listed = await session.memory.list_mappings()
                 _Comparison(session, listed, look).run()
 
 
@@ -69,10 +69,10 @@ class _Comparison:
 
     def run(self) -> None:
         """Compare the table with the attachments, and the kernel's view with both."""
-        for attachment in self._session.attachments():
+        for attachment in self._session.memory.attachments():
             self._look.mappings += 1
             if (region := self._in_table(attachment)) and (
-                dataspace := self._session.attached(attachment.dataspace)
+                dataspace := self._session.memory.attached(attachment.dataspace)
             ):
                 self._must_be_mapped(_claim(attachment, region, dataspace))
         for region in self._table.values():

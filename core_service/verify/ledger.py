@@ -70,7 +70,7 @@ def _compare_attachments(record: Record, dataspace: Dataspace, look: Look) -> No
     there = {
         (session.name, attachment)
         for session in dataspace.sessions
-        for attachment in session.attachments_of(dataspace)
+        for attachment in session.memory.attachments_of(dataspace)
     }
     for session, attachment in recorded - there:
         told = f"{told_attachment(attachment)} in {session}"
@@ -98,7 +98,7 @@ def _check_session(core: Core, session: Session, look: Look) -> None:
         return
     if session.client.sessions.get(session.name) is not session:
         look.wrong("ledger", session.name, "is open, and its client has it not")
-    for attachment in session.attachments():
+    for attachment in session.memory.attachments():
         dataspace = core.dataspaces.all.get(attachment.dataspace)
         if dataspace is None or session not in dataspace.sessions:
             told = f"{attachment.dataspace} at {told_attachment(attachment)}"

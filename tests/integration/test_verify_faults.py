@@ -110,7 +110,7 @@ async def machine(world: InProcess, engine: str) -> Machine:
     client.hold()  # the end of the grace would be the end of a slow test's machine
     session = await world.session(client, engine)
     ram = world.dataspace(client)
-    await session.attach(ram, 0, 0, PAGE, read_only=False)
+    await session.memory.attach(ram, 0, 0, PAGE, read_only=False)
     await session.create_vcpu(0, page_transport=True)
     made = Machine(world.core, client, session, ram)
     assert await made.findings() == []
@@ -140,7 +140,7 @@ async def test_a_mapping_removed_behind_the_ledger(world: InProcess, engine: str
 @on_every_engine
 async def test_a_mapping_made_behind_the_ledger(world: InProcess, engine: str) -> None:
     there = await machine(world, engine)
-    [attachment] = there.session.attachments()
+    [attachment] = there.session.memory.attachments()
     await there.session.engine.map(there.ram.memory, replace(attachment, gpa=8 * PAGE))
     assert await there.findings() == [
         Finding(
@@ -154,7 +154,7 @@ async def test_a_mapping_made_behind_the_ledger(world: InProcess, engine: str) -
 @on_every_engine
 async def test_a_mapping_with_other_rights(world: InProcess, engine: str) -> None:
     there = await machine(world, engine)
-    [attachment] = there.session.attachments()
+    [attachment] = there.session.memory.attachments()
     await there.session.engine.unmap(0, PAGE)
     await there.session.engine.map(there.ram.memory, replace(attachment, writable=False))
     told = f"is attached at 0x0..0xfff rw from 0x0 in {there.session.name}"
@@ -171,7 +171,7 @@ async def test_a_mapping_with_other_rights(world: InProcess, engine: str) -> Non
 async def test_the_memory_of_another_dataspace(world: InProcess, engine: str) -> None:
     there = await machine(world, engine)
     other = world.dataspace(there.client)
-    [attachment] = there.session.attachments()
+    [attachment] = there.session.memory.attachments()
     await there.session.engine.unmap(0, PAGE)
     await there.session.engine.map(other.memory, attachment)
     told = f"is attached at 0x0..0xfff rw from 0x0 in {there.session.name}"
@@ -207,7 +207,7 @@ async def test_memory_unmapped_within_the_engine(
     async with asyncio.timeout(10):
         while any(
             each.kind is MappingKind.KERNEL and each.inode == there.ram.memory.memory.inode
-            for each in await there.session.list_mappings()
+            for each in await there.session.memory.list_mappings()
         ):
             pass
     told = f"is attached at 0x0..0xfff rw from 0x0 in {there.session.name}"
@@ -339,7 +339,7 @@ async def test_a_record_of_nothing(world: InProcess) -> None:
 
 async def test_an_attachment_that_is_not_on_record(world: InProcess) -> None:
     there = await machine(world, "soft")
-    [attachment] = there.session.attachments()
+    [attachment] = there.session.memory.attachments()
     there.core.ledger.detach(there.ram.name, there.session.name, 0, PAGE)
     told = f"0x0..0xfff rw from 0x0 in {there.session.name}"
     assert await there.findings() == [
@@ -404,7 +404,7 @@ async def test_changes_under_way_are_no_findings(world: InProcess) -> None:
 
     async def attach_and_free() -> None:
         dataspace = world.dataspace(there.client)
-        await there.session.attach(dataspace, 8 * PAGE, 0, PAGE, read_only=False)
+        await there.session.memory.attach(dataspace, 8 * PAGE, 0, PAGE, read_only=False)
         await there.core.dataspaces.end(dataspace, "test")
 
     async def change() -> None:

@@ -314,7 +314,7 @@ class SharesMachine(RuleBasedStateMachine):
         again = all(book.shown.get(page) == what for page, what in wanted.items())
         attached = self.expect(
             again or not taken,
-            lambda: self.sessions[book.user].attach(
+            lambda: self.sessions[book.user].memory.attach(
                 book.real, at * PAGE, 0, 0, read_only=read_only
             ),
         )
@@ -323,7 +323,7 @@ class SharesMachine(RuleBasedStateMachine):
 
     @rule(user=users, at=few_pages, pages=st.integers(1, 3))
     def detach(self, user: int, at: int, pages: int) -> None:
-        self.run(self.sessions[user].detach(at * PAGE, pages * PAGE))
+        self.run(self.sessions[user].memory.detach(at * PAGE, pages * PAGE))
         for book in self.books:
             if book.user == user:
                 for page in range(at, at + pages):
@@ -425,7 +425,7 @@ class SharesMachine(RuleBasedStateMachine):
             alive = [book for book in mine if book.state == "alive"]
             held = [book for book in mine if book.state == "held"]
             offers = sum(1 for offer in self.offers if offer.owner.user == user)
-            attachments = self.sessions[user].attachment_count
+            attachments = self.sessions[user].memory.count
             ram = sum(book.pages for book in alive) * PAGE
             caps = len(alive) + offers + attachments
             assert client.account.used == Amount(ram, caps)

@@ -33,7 +33,7 @@ class Pair:
     async def attached(self, dataspace: Dataspace, *, read_only: bool = False) -> Session:
         """A new session of its holder, where it is attached."""
         session = await self.world.session(dataspace.client)
-        await session.attach(dataspace, 0, 0, 0, read_only=read_only)
+        await session.memory.attach(dataspace, 0, 0, 0, read_only=read_only)
         return session
 
     def collect(self, dataspace: Dataspace, rights: str = "") -> int:

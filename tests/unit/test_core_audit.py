@@ -142,7 +142,7 @@ MAKES: dict[str, tuple[Make, int]] = {
     "vCPU with a page": (lambda there: there.session.create_vcpu(0, page_transport=True), 2),
     "vCPU with a stream": (lambda there: there.session.create_vcpu(0, page_transport=False), 1),
     "attachment": (
-        lambda there: there.session.attach(there.memory, 0, 0, 0, read_only=False),
+        lambda there: there.session.memory.attach(there.memory, 0, 0, 0, read_only=False),
         1,
     ),
     "offer": (offer, 1),

@@ -103,14 +103,14 @@ async def test_freed_while_it_is_being_attached(world: InProcess) -> None:
     session = await world.session(client)
     dataspace = world.dataspace(client)
     os.kill(session.engine.pid, signal.SIGSTOP)
-    attaching = asyncio.create_task(session.attach(dataspace, 0, 0, 0, read_only=False))
+    attaching = asyncio.create_task(session.memory.attach(dataspace, 0, 0, 0, read_only=False))
     await asyncio.sleep(0)
     freeing = asyncio.create_task(world.core.dataspaces.end(dataspace, "test"))
     await asyncio.sleep(0)
     os.kill(session.engine.pid, signal.SIGCONT)
     assert (await attaching).size == PAGE
     assert await freeing is False
-    assert session.attachments() == []
+    assert session.memory.attachments() == []
     assert session.account.used.caps == 0
 
 
@@ -119,7 +119,7 @@ async def test_freed_where_the_engine_does_not_unmap(world: InProcess, engine: s
     client = world.client()
     session = await world.session(client, engine)
     dataspace = world.dataspace(client)
-    await session.attach(dataspace, 0, 0, 0, read_only=False)
+    await session.memory.attach(dataspace, 0, 0, 0, read_only=False)
     await world.core.dataspaces.end(dataspace, "test")
     await until(lambda: not world.core.sessions)
     assert client.account.used.ram == 0
@@ -133,21 +133,21 @@ async def test_a_detach_looks_at_nothing_beside_its_range(
     client = world.client()
     session, dataspace = await world.session(client), world.dataspace(client)
     for gpa in range(0, 8 * PAGE, 2 * PAGE):
-        await session.attach(dataspace, gpa, 0, 0, read_only=False)
+        await session.memory.attach(dataspace, gpa, 0, 0, read_only=False)
     with monkeypatch.context() as looking:
         for name in ("of", "__iter__"):
             looking.setattr(AddressMap, name, lambda *_: pytest.fail("all of it"))
-        await session.detach(2 * PAGE, PAGE)
-    assert [each.gpa for each in session.attachments()] == [0, 4 * PAGE, 6 * PAGE]
+        await session.memory.detach(2 * PAGE, PAGE)
+    assert [each.gpa for each in session.memory.attachments()] == [0, 4 * PAGE, 6 * PAGE]
 
 
 async def test_a_refused_detach_leaves_what_is_mapped_on_record(world: InProcess) -> None:
     client = world.client()
     session = await world.session(client, "keeps")
     dataspace = world.dataspace(client, 4 * PAGE)
-    await session.attach(dataspace, 0, 0, 0, read_only=False)
+    await session.memory.attach(dataspace, 0, 0, 0, read_only=False)
     with pytest.raises(Refusal) as refused:
-        await session.detach(PAGE, PAGE)
+        await session.memory.detach(PAGE, PAGE)
     assert refused.value.reason == "ENGINE_DIED"
     await until(lambda: not world.core.sessions)
 
@@ -184,9 +184,9 @@ async def test_an_engine_that_closes_its_channel_and_stays(world: InProcess) -> 
     session = await world.session(client, "deaf")
     dataspace = world.dataspace(client)
     with pytest.raises(Refusal):
-        await session.attach(dataspace, 0, 0, 0, read_only=False)
+        await session.memory.attach(dataspace, 0, 0, 0, read_only=False)
     with pytest.raises(Refusal):
-        await session.attach(dataspace, 0, 0, 0, read_only=False)
+        await session.memory.attach(dataspace, 0, 0, 0, read_only=False)
     await until(lambda: not world.core.sessions)
     assert not dataspace.memory.held()
 
@@ -325,9 +325,9 @@ async def test_too_many_fds_in_flight_cost_no_engine_its_life(
     with monkeypatch.context() as patched:
         patched.setattr(socket, "send_fds", refuse)
         with pytest.raises(Refusal) as refused:
-            await session.attach(dataspace, 0, 0, 0, read_only=False)
+            await session.memory.attach(dataspace, 0, 0, 0, read_only=False)
     assert refused.value.reason == "MEMORY_FAILURE"
-    assert session.attachments() == []
+    assert session.memory.attachments() == []
     assert open_fds() == before
-    await session.attach(dataspace, 0, 0, 0, read_only=False)
-    assert len(session.attachments()) == 1
+    await session.memory.attach(dataspace, 0, 0, 0, read_only=False)
+    assert len(session.memory.attachments()) == 1

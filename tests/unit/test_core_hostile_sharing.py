@@ -137,7 +137,7 @@ async def test_each_user_who_holds_it_is_charged(pair: Pair) -> None:
 async def test_a_session_whose_engine_keeps_what_is_taken_back_is_forgotten(pair: Pair) -> None:
     accepted = pair.shared()
     session = await pair.world.session(pair.receiver, "keeps")
-    await session.attach(accepted, 0, 0, 0, read_only=False)
+    await session.memory.attach(accepted, 0, 0, 0, read_only=False)
     assert not await pair.revoke(accepted)
     await until(lambda: pair.world.core.quiet)
     assert not pair.world.core.sessions

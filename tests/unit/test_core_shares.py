@@ -60,7 +60,7 @@ async def test_a_part_is_its_part_alone(pair: Pair) -> None:
         pair.collect(accepted)
     session = await pair.world.session(pair.receiver)
     with pytest.raises(InvalidDataspace):
-        await session.attach(accepted, 0, 0, 2 * PAGE, read_only=False)
+        await session.memory.attach(accepted, 0, 0, 2 * PAGE, read_only=False)
 
 
 @pytest.mark.parametrize(
@@ -126,8 +126,8 @@ async def test_revoking_unmaps_from_all_sessions_of_the_receiver(pair: Pair) -> 
     sessions = [await pair.attached(accepted) for _ in range(2)]
     owners = await pair.attached(pair.dataspace)
     assert not await pair.revoke(accepted)
-    assert [session.attachment_count for session in sessions] == [0, 0]
-    assert owners.attachment_count == 1
+    assert [session.memory.count for session in sessions] == [0, 0]
+    assert owners.memory.count == 1
     assert ledger_state(pair, accepted) == "freed"
     with pytest.raises(Refusal):
         pair.world.core.dataspaces.of(pair.receiver, accepted.name)
@@ -136,7 +136,7 @@ async def test_revoking_unmaps_from_all_sessions_of_the_receiver(pair: Pair) -> 
 async def test_an_engine_that_keeps_it_ends(pair: Pair) -> None:
     accepted = pair.shared()
     session = await pair.world.session(pair.receiver, "keeps")
-    await session.attach(accepted, 0, 0, 0, read_only=False)
+    await session.memory.attach(accepted, 0, 0, 0, read_only=False)
     assert not await pair.revoke(accepted)
     assert session.closing
     assert ledger_state(pair, accepted) == "freed"
@@ -148,7 +148,7 @@ async def test_revoking_waits_for_a_receiver_who_frees_it_meanwhile(pair: Pair) 
     freeing = asyncio.create_task(pair.free(accepted))
     await asyncio.sleep(0)
     assert not await pair.revoke(accepted)
-    assert session.attachment_count == 0
+    assert session.memory.count == 0
     assert ledger_state(pair, accepted) == "freed"
     await freeing
 
@@ -159,10 +159,10 @@ async def test_a_session_does_not_attach_what_is_being_taken_back(pair: Pair) ->
     revoking = asyncio.create_task(pair.revoke(accepted))
     await asyncio.sleep(0)
     with pytest.raises(Refusal) as refused:
-        await session.attach(accepted, SIZE, 0, 0, read_only=False)
+        await session.memory.attach(accepted, SIZE, 0, 0, read_only=False)
     assert refused.value.reason == "NOT_FOUND"
     await revoking
-    assert session.attachment_count == 0
+    assert session.memory.count == 0
 
 
 async def test_the_owners_free_ends_all_shares_first(pair: Pair) -> None:
@@ -170,7 +170,7 @@ async def test_the_owners_free_ends_all_shares_first(pair: Pair) -> None:
     open_offer = pair.offer()
     session = await pair.attached(accepted[0])
     assert not await pair.free(pair.dataspace)
-    assert session.attachment_count == 0
+    assert session.memory.count == 0
     assert [ledger_state(pair, each) for each in accepted] == ["freed"] * 3
     freed = [record.name for record in pair.world.core.ledger.all()]
     assert freed[-1] == pair.dataspace.name
@@ -191,7 +191,7 @@ async def test_a_receivers_end_ends_its_part_only(pair: Pair, how: str) -> None:
         pair.receiver.end("client process ended")
         await until(lambda: ledger_state(pair, accepted) == "freed")
     assert (ledger_state(pair, other), ledger_state(pair, pair.dataspace)) == ("alive", "alive")
-    assert owners.attachment_count == 1
+    assert owners.memory.count == 1
     assert other.memory.read(0, 1) == b"\0"
 
 
@@ -268,7 +268,7 @@ async def test_a_read_only_share_is_read_only(pair: Pair) -> None:
     assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
     os.close(fd)
     session = await pair.attached(accepted)
-    assert [attachment.writable for attachment in session.attachments()] == [False]
+    assert [attachment.writable for attachment in session.memory.attachments()] == [False]
     assert pair.dataspace.memory.writable
 
 
@@ -281,7 +281,7 @@ async def test_sealed_memory_is_read_only_to_everybody(pair: Pair) -> None:
         with pytest.raises(NotWritable):
             each.memory.write(0, b"x")
         session = await pair.attached(each)
-        assert [attachment.writable for attachment in session.attachments()] == [False]
+        assert [attachment.writable for attachment in session.memory.attachments()] == [False]
         fd = pair.collect(each)
         with pytest.raises(PermissionError):
             mmap.mmap(fd, SIZE)
@@ -302,14 +302,14 @@ async def test_a_writable_attachment_is_in_the_way_of_a_seal(pair: Pair) -> None
     with pytest.raises(StillWritable) as refused:
         await seal(pair.owner, name)
     assert refused.value.numbers["session"] == mine.name
-    await mine.detach(0, SIZE)
+    await mine.memory.detach(0, SIZE)
     theirs = await pair.attached(pair.shared())
     with pytest.raises(StillWritable) as refused:
         await seal(pair.owner, name)
     assert "session" not in refused.value.numbers
     assert theirs.name not in str(refused.value)
     assert holder(pair.receiver) in str(refused.value)
-    await theirs.detach(0, SIZE)
+    await theirs.memory.detach(0, SIZE)
     await seal(pair.owner, name)
 
 
