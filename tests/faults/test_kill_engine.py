@@ -79,5 +79,6 @@ def must_tell_why(error: BaseException) -> None:
         return
     assert isinstance(error, Refused), repr(error)
     assert error.reason in {"ENGINE_DIED", "ENGINE_UNAVAILABLE", "NOT_FOUND"}, repr(error)
-    if error.reason != "NOT_FOUND":
-        assert error.metadata["why"] in {KILLED, "the session ended"}
+    if error.reason != "NOT_FOUND":  # over the fd channel the message alone tells
+        why = error.metadata.get("why", error.message)
+        assert why in {KILLED, "the session ended"}
