@@ -155,6 +155,15 @@ def test_a_cgroup_that_core_divides(tmp_path: Path) -> None:
     assert "no limits by memory, cpuset" in told.detail
 
 
+def test_a_cgroup_that_is_not_for_this_user_to_read(tmp_path: Path) -> None:
+    core = replace(made(tmp_path / "proc", "vmcore"), cgroup=tmp_path / "unit" / "core")
+    switches = tmp_path / "unit" / "engines" / "cgroup.subtree_control"
+    switches.mkdir(parents=True)  # root could read a file
+    told = installation._delegation(core)
+    assert told.works is None
+    assert told.detail == f"{switches} is not for you to read: ask as root"
+
+
 @pytest.mark.parametrize("name", ["unit", "core"])
 def test_a_cgroup_that_is_not_cores(tmp_path: Path, name: str) -> None:
     told = installation._delegation(replace(made(tmp_path, "vmcore"), cgroup=tmp_path / name))

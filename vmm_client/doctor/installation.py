@@ -188,7 +188,11 @@ def _delegation(core: Process) -> Check:
     if own.name != OWN or not engines.is_dir():
         advice = "no limits for engines: the unit's Delegate=yes, of systemd 251 or later"
         return Check("core", "cgroup", None, f"{own} was not given to core; {advice}")
-    limits = (engines / "cgroup.subtree_control").read_text().split()
+    switches = engines / "cgroup.subtree_control"
+    try:
+        limits = switches.read_text().split()
+    except OSError:
+        return Check("core", "cgroup", None, f"{switches} is not for you to read: ask as root")
     if lacking := [each for each in CONTROLLERS if each not in limits]:
         told = f"{engines}: no limits by {', '.join(lacking)}, core's log tells why"
         return Check("core", "cgroup", None, told)
