@@ -11,7 +11,7 @@
 
 #include "engine.h"
 
-#define KVM_SLOTS 4096u /* regions of one VM, where the kernel gives as many */
+#define KVM_SLOTS 32768u /* regions of one VM, where the kernel gives as many */
 
 struct kvm_vm {
 	int fd;
