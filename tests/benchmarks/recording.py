@@ -37,7 +37,7 @@ class Changes:
 
 def measure(at: Workplace) -> list[Result]:
     """Two changes that survive the process, or the power, beside two calls that change nothing."""
-    durable = RunningCore("--audit-durability", "power")
+    durable = RunningCore("--audit-durability", "power", "--grace", "3600")  # stubs have no lease
     stubs, durable_stubs = Stubs(at.socket), Stubs(durable.socket)
     try:
         count = at.effort.few() // 2
