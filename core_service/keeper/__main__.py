@@ -14,13 +14,12 @@ import os
 import select
 import signal
 import socket
-import struct
 import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from core_service.keeper.wire import WireError, packed, receive
+from core_service.keeper.wire import WireError, packed, peer, receive
 
 LISTENING_FD: Final = 3
 PR_SET_DUMPABLE: Final = 4
@@ -53,8 +52,7 @@ class Keeper:
         waiting.register(self._listening, select.POLLIN)
         while waiting.poll(self._seconds * 1000):
             core, _ = self._listening.accept()
-            raw = core.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-            if struct.unpack("3i", raw)[1] == os.geteuid():
+            if peer(core)[1] == os.geteuid():
                 return core
             core.close()
         return None

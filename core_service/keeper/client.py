@@ -11,7 +11,6 @@ import asyncio
 import os
 import signal
 import socket
-import struct
 import sys
 from collections import deque
 from contextlib import suppress
@@ -20,7 +19,7 @@ from typing import Any, Final
 
 import structlog
 
-from core_service.keeper.wire import packed, receive
+from core_service.keeper.wire import packed, peer, receive
 
 log = structlog.get_logger()
 
@@ -65,7 +64,7 @@ class Keeper:
         try:
             found = self._told(connection)
         except TimeoutError:
-            keeper, _ = _peer(connection)
+            keeper, _ = peer(connection)
             connection.close()
             raise KeeperError(
                 f"the keeper, process {keeper}, does not answer: continue it (kill -CONT {keeper}), or "
@@ -260,19 +259,12 @@ def _connected(path: Path) -> socket.socket | None:
     connection.settimeout(HAND_BACK)
     try:
         connection.connect(os.fspath(path))
-        if _peer(connection)[1] == os.geteuid():
+        if peer(connection)[1] == os.geteuid():
             return connection
     except (FileNotFoundError, ConnectionRefusedError):
         pass
     connection.close()
     return None
-
-
-def _peer(connection: socket.socket) -> tuple[int, int]:
-    """The keeper's process and user."""
-    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    pid, uid, _ = struct.unpack("3i", raw)
-    return pid, uid
 
 
 def _spawn(path: Path, seconds: float, listening: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 from array import array
 from typing import Any, Final
 
@@ -29,6 +30,13 @@ def packed(message: Message) -> bytes:
     if len(packet) > PACKET_LIMIT:
         raise WireError(f"a message of {len(packet)} bytes, of {PACKET_LIMIT} at most")
     return packet
+
+
+def peer(connection: socket.socket) -> tuple[int, int]:
+    """The process and the user at the other end (SO_PEERCRED, unix(7))."""
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, uid, _ = struct.unpack("3i", raw)
+    return pid, uid
 
 
 def receive(connection: socket.socket) -> tuple[Message, list[int]] | None:

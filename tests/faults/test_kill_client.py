@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 from random import Random
 
 import pytest
@@ -13,21 +11,9 @@ from vmsession.v1.audit_pb2 import Event
 
 from tests.faults.killings import Stage
 from tests.faults.operations import OPERATIONS, Operation
-from tests.faults.shim import Shim
 
 FEWEST = 8  # deeds of any of them, by far
 each_operation = pytest.mark.parametrize("operation", OPERATIONS, ids=str)
-
-
-@pytest.fixture(scope="module")
-def stage(shim_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    directory = tmp_path_factory.mktemp("stage")
-    stage = Stage(Shim(shim_library, directory), directory)
-    try:
-        yield stage
-        stage.stop()
-    finally:
-        stage.close()
 
 
 def kill_client_at(stage: Stage, operation: Operation, deed: int) -> int:

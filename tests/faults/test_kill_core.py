@@ -4,30 +4,16 @@ call is carried out once, and nobody else notices."""
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 from random import Random
 
 import pytest
 
 from tests.faults.killings import Stage
 from tests.faults.operations import OPERATIONS, Operation
-from tests.faults.shim import Shim
 
 AT_SOME = 2
 both_roles = pytest.mark.parametrize("role", ["core", "log"])
 each_operation = pytest.mark.parametrize("operation", OPERATIONS, ids=str)
-
-
-@pytest.fixture(scope="module")
-def stage(shim_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    directory = tmp_path_factory.mktemp("stage")
-    stage = Stage(Shim(shim_library, directory), directory)
-    try:
-        yield stage
-        stage.stop()
-    finally:
-        stage.close()
 
 
 @each_operation

@@ -4,14 +4,11 @@ else does."""
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.faults.killings import Act, Stage
 from tests.faults.operations import OPERATIONS, Operation
-from tests.faults.shim import Shim
 from vmm_client.errors import Refused, SessionEnded
 
 WITHIN_SECONDS = 5.0  # an end is seen at once; the machine may be busy
@@ -28,17 +25,6 @@ ASKED = (
     "HandleExits",
 )
 KILLED = "killed by signal 9 (Killed)"
-
-
-@pytest.fixture(scope="module")
-def stage(shim_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    directory = tmp_path_factory.mktemp("stage")
-    stage = Stage(Shim(shim_library, directory), directory)
-    try:
-        yield stage
-        stage.stop()
-    finally:
-        stage.close()
 
 
 @pytest.mark.parametrize("operation", [each for each in OPERATIONS if each.name in ASKED], ids=str)
